@@ -1,0 +1,50 @@
+# Two commands do everything on a fresh Debian 12: `make demo` and `make test`.
+# Both set up what they need first; the second run finds it done.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+# What the tests run against, and what builds the hypervisor stand-in they preload.
+PROGRAMS := qemu-system-x86_64 qemu-img gcc systemd-analyze /usr/lib/xen-4.17/bin/xenstored \
+            /usr/lib/xen-4.17/bin/oxenstored /usr/include/xenctrl.h
+PACKAGES := qemu-system-x86 qemu-utils gcc libc6-dev systemd xen-utils-4.17 libxen-dev \
+            python3 python3-venv
+
+.PHONY: demo test bench lint setup system lock clean
+
+demo: setup
+	$(BIN)/python -m tests.rigs xenstored -- $(BIN)/xencolo demo
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: setup
+	$(BIN)/python -m tests.bench
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: system $(VENV)/.done
+
+system:
+	@for program in $(PROGRAMS); do command -v $$program >/dev/null || test -e $$program || missing=1; done; \
+	$(PYTHON) -c 'import ensurepip' 2>/dev/null || missing=1; \
+	test -z "$$missing" || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -qq --no-install-recommends $(PACKAGES); }
+
+$(VENV)/.done: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements.txt
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+# Newest versions of everything, with their hashes; needs uv.
+lock:
+	uv pip compile pyproject.toml --group dev --python-version 3.11 --generate-hashes --upgrade \
+		--no-emit-index-url --no-emit-find-links --no-header -o requirements.txt
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

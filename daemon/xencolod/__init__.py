@@ -1,0 +1,1 @@
+"""The daemon xencolod and the command xencolo, on trio."""
