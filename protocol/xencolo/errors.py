@@ -1,0 +1,202 @@
+"""Everything xencolo raises, in one tree.
+
+::
+
+    XencoloError
+    ├── PathError              also pyxs.InvalidPath: a xenstore path that can't be
+    │   └── VdevError          a virtual device name that can't be
+    ├── WireError              also pyxs.UnexpectedPacket: bytes that are no xenstore message
+    ├── XenstoreError          also pyxs.PyXSError
+    │   ├── StoreError         xenstored answered with an errno: ENOENT, EACCES, EAGAIN, ...
+    │   ├── ConnectionLost     also pyxs.ConnectionError: absent, refused, or gone meanwhile
+    │   └── DeadlineExceeded   xenstored is there and does not answer
+    ├── SpecError              a disk specification, with the place
+    ├── DiskError              fields of a disk that don't go together
+    ├── NodeError              a xenstore node, with directory and name
+    │   ├── MissingNode
+    │   ├── WrongNode
+    │   └── UntrustedNode      another domain could have written it
+    ├── DriveError             a disk that QEMU can't be given in this role
+    ├── DeviceError            adding or removing a device
+    ├── DomainError            a domain that isn't there, or is already
+    ├── ConfigError            the configuration file, with line or key
+    └── QmpError
+        ├── QmpProtocolError   bytes that are no QMP
+        ├── QmpCommandError    QEMU refused a command
+        └── QmpClosed          QEMU went away, or did not answer in time
+"""
+
+import os
+
+from xencolo import _pyxs
+
+
+class XencoloError(Exception):
+    """Base class of everything xencolo raises."""
+
+
+class PathError(XencoloError, _pyxs.InvalidPath):
+    """A xenstore path that can't be; the message says why."""
+
+
+class VdevError(PathError):
+    """A virtual device that can't be; the message says why."""
+
+
+class WireError(XencoloError, _pyxs.UnexpectedPacket):
+    """Bytes that are no xenstore message, or a message over a limit of the protocol."""
+
+
+class XenstoreError(XencoloError, _pyxs.PyXSError):
+    """A call to xenstored failed."""
+
+
+class StoreError(XenstoreError):
+    """Xenstored answered with an error.
+
+    :ivar errno: the number on this machine (``errno.ENOENT``); ``args`` are pyxs's (errno, text).
+    :ivar operation: what was asked, ``READ`` for example.
+    :ivar path: the path it was asked of, empty where there is none.
+    """
+
+    def __init__(self, errno: int, operation: str = "", path: str = "") -> None:
+        super().__init__(errno, os.strerror(errno))
+        self.errno = errno
+        self.operation = operation
+        self.path = path
+
+    def __str__(self) -> str:
+        asked = " ".join(word for word in (self.operation, self.path) if word)
+        return f"{asked}: {os.strerror(self.errno)}" if asked else os.strerror(self.errno)
+
+
+class ConnectionLost(XenstoreError, _pyxs.ConnectionError):
+    """Xenstored is absent, refused the connection, or closed it before the answer."""
+
+
+class DeadlineExceeded(XenstoreError):
+    """Xenstored keeps the connection and does not answer in time."""
+
+
+class SpecError(XencoloError):
+    """A disk specification that can't be read.
+
+    :ivar spec: the whole text.
+    :ivar position: index of the first wrong character in it.
+    :ivar reason: what is wrong there, and the remedy.
+    """
+
+    def __init__(self, reason: str, spec: str, position: int) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.spec = spec
+        self.position = position
+
+    def __str__(self) -> str:
+        return f"{self.reason}\n  {self.spec}\n  {' ' * self.position}^"
+
+
+class DiskError(XencoloError):
+    """Fields of a disk that don't go together.
+
+    :ivar field: the field of :class:`~xencolo.disk.Disk` to change, empty where there is not just one.
+    """
+
+    def __init__(self, reason: str, field: str = "") -> None:
+        super().__init__(reason)
+        self.field = field
+
+
+class NodeError(XencoloError):
+    """A node of a disk is not as it must be.
+
+    :ivar directory: the xenstore directory of the device.
+    :ivar node: the node's name in it.
+    :ivar kind: ``missing``, ``wrong`` or ``untrusted``, for the log.
+    """
+
+    kind = "wrong"
+
+    def __init__(self, directory: str, node: str, message: str) -> None:
+        super().__init__(message)
+        self.directory = directory
+        self.node = node
+
+    @property
+    def path(self) -> str:
+        """The node's whole path."""
+        return f"{self.directory}/{self.node}" if self.node else self.directory
+
+
+class MissingNode(NodeError):
+    """A mandatory node is absent; the words are libxl's."""
+
+    kind = "missing"
+
+    def __init__(self, directory: str, node: str) -> None:
+        super().__init__(directory, node, f"Missing xenstore node {directory}/{node}")
+
+
+class WrongNode(NodeError):
+    """A node holds what it can't hold."""
+
+    def __init__(self, directory: str, node: str, reason: str) -> None:
+        super().__init__(directory, node, f"Wrong xenstore node {directory}/{node}: {reason}")
+
+
+class UntrustedNode(NodeError):
+    """A domain that is not trusted could have written this node (XSA-175, XSA-178)."""
+
+    kind = "untrusted"
+
+    def __init__(self, path: str, permissions: str) -> None:
+        directory, _, node = path.rpartition("/")
+        super().__init__(
+            directory,
+            node,
+            f"Untrusted xenstore node {path}: its permissions {permissions} let another domain "
+            f"write it; detach the device and attach it again",
+        )
+
+
+class DriveError(XencoloError):
+    """QEMU can't be given this disk in this role."""
+
+
+class DeviceError(XencoloError):
+    """A device could not be added or removed."""
+
+
+class DomainError(XencoloError):
+    """A domain is absent, is there already, or is Xen's to make and unmake."""
+
+
+class ConfigError(XencoloError):
+    """The configuration can't be used; the message names file and line or key."""
+
+
+class QmpError(XencoloError):
+    """The dialogue with QEMU failed."""
+
+
+class QmpProtocolError(QmpError):
+    """What came is no QMP: not JSON, no object, no greeting, an id that was never sent."""
+
+
+class QmpCommandError(QmpError):
+    """QEMU refused a command.
+
+    :ivar command: the command's name.
+    :ivar error_class: QEMU's class, mostly ``GenericError``.
+    :ivar description: QEMU's words.
+    """
+
+    def __init__(self, command: str, error_class: str, description: str) -> None:
+        super().__init__(f"{command}: {description}")
+        self.command = command
+        self.error_class = error_class
+        self.description = description
+
+
+class QmpClosed(QmpError):
+    """QEMU closed the connection or did not answer before the deadline."""
