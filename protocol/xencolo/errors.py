@@ -93,13 +93,15 @@ class SpecError(XencoloError):
         self.position = position
 
     def __str__(self) -> str:
-        return f"{self.reason}\n  {self.spec}\n  {' ' * self.position}^"
+        start = max(0, self.position - 80)
+        shown = "".join(c if c.isprintable() else "?" for c in self.spec[start : start + 160])
+        return f"{self.reason}\n  {shown}\n  {' ' * (self.position - start)}^"
 
 
 class DiskError(XencoloError):
     """Fields of a disk that don't go together.
 
-    :ivar field: the field of :class:`~xencolo.disk.Disk` to change, empty where there is not just one.
+    :ivar field: the field of :class:`~xencolo.disk.Disk` to change, empty where it is not known.
     """
 
     def __init__(self, reason: str, field: str = "") -> None:
