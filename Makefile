@@ -11,10 +11,10 @@ PROGRAMS := qemu-system-x86_64 qemu-img gcc systemd-analyze /usr/lib/xen-4.17/bi
 PACKAGES := qemu-system-x86 qemu-utils gcc libc6-dev systemd xen-utils-4.17 libxen-dev \
             python3 python3-venv
 
-.PHONY: demo test bench lint setup system lock clean
+.PHONY: demo test bench lint setup system pages lock clean
 
 demo: setup
-	$(BIN)/python -m tests.rigs xenstored -- $(BIN)/xencolo demo
+	$(BIN)/python -m tests.rigs xenstored -- sh -c '$(BIN)/xencolo --xenstore "$$XENSTORED_PATH" demo'
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
@@ -40,6 +40,11 @@ $(VENV)/.done: requirements.txt pyproject.toml
 	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements.txt
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
+
+# The pages that are made from the code's own tables.
+pages: setup
+	$(BIN)/python -c 'from xencolo.reference import page; print(page(), end="")' > protocol/NODES.md
+	$(BIN)/python -c 'from xencolod.config import example; print(example(), end="")' > systemd/xencolod.toml
 
 # Newest versions of everything, with their hashes; needs uv.
 lock:

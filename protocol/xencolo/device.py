@@ -1,0 +1,223 @@
+"""A device read back from its nodes, by the table in :mod:`xencolo.nodes`.
+
+Reading believes the toolstack's copy, ``/libxl/<D>/device/vbd/<devid>``: a backend may live in a driver
+domain (XSA-178) and the guest owns its frontend (XSA-175). The backend's own nodes must say the same.
+"""
+
+import errno
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from xencolo import requests
+from xencolo.disk import COLO_FIELDS, Disk, Format
+from xencolo.errors import (
+    DiskError,
+    MissingNode,
+    NodeError,
+    PathError,
+    StoreError,
+    UntrustedNode,
+    VdevError,
+    WrongNode,
+)
+from xencolo.nodes import BACKEND_NODES, LIBXL_NODES, Fields, Need, Node
+from xencolo.paths import DevicePaths, parse_backend
+from xencolo.requests import Request
+from xencolo.wire import parse_permissions, writers
+
+Answer = bytes | StoreError
+
+_DESCRIPTION = tuple(node for node in (*LIBXL_NODES, *BACKEND_NODES) if node.parse)
+#: The toolstack's copy alone has ``backend``; all else must stand in the backend's directory too.
+_COPIED = tuple(node for node in _DESCRIPTION if node.name != "backend")
+_LIVE = ("state", "online")
+
+
+class Device(NamedTuple):
+    """A device as its nodes say it is.
+
+    :ivar disk: None when ``errors`` says why it could not be read.
+    :ivar is_colo: whether any of its COLO nodes is there, readable or not.
+    :ivar state: XenbusState of the backend, None if absent (4 is connected, 5 closing, 6 closed).
+    :ivar online: False while the device is being removed.
+    :ivar suspicions: what the guest's own nodes say otherwise: told, not believed.
+    """
+
+    paths: DevicePaths
+    disk: Disk | None
+    is_colo: bool = False
+    errors: tuple[NodeError, ...] = ()
+    state: int | None = None
+    online: bool = True
+    suspicions: tuple[str, ...] = ()
+
+
+def read_requests(paths: DevicePaths) -> list[Request]:
+    """Return what to read of a device; the answers go to :func:`device_from_answers`.
+
+    The order does not matter to xenstored, so they may be spread over several connections.
+    """
+    libxl, backend = paths.libxl, paths.backend
+    return [
+        requests.get_permissions(libxl),
+        requests.get_permissions(backend),
+        requests.read(f"{paths.frontend}/backend"),
+        *(requests.read(f"{backend}/{name}") for name in _LIVE),
+        *(requests.read(f"{libxl}/{node.name}") for node in _DESCRIPTION),
+        *(requests.get_permissions(f"{libxl}/{node.name}") for node in _DESCRIPTION),
+        *(requests.read(f"{backend}/{node.name}") for node in _COPIED),
+    ]
+
+
+#: How many answers belong to one device.
+ANSWERS = 3 + len(_LIVE) + 2 * len(_DESCRIPTION) + len(_COPIED)
+
+
+def _value(answer: Answer) -> bytes | None:
+    if isinstance(answer, bytes):
+        return answer
+    if answer.errno == errno.ENOENT:
+        return None
+    raise answer
+
+
+def device_from_answers(
+    paths: DevicePaths, answers: Sequence[Answer], trusted: frozenset[int]
+) -> Device | None:
+    """Return the device that the answers to :func:`read_requests` describe; None if there is none.
+
+    :param trusted: the domids whose word is taken: dom0's and the daemon's own.
+    :raises StoreError: an answer that is an error other than ENOENT.
+    """
+    values = [_value(answer) for answer in answers]
+    libxl_perms, backend_perms, frontend_backend = values[:3]
+    live = dict(zip(_LIVE, values[3 : 3 + len(_LIVE)], strict=True))
+    rest = iter(values[3 + len(_LIVE) :])
+    told = {node.name: next(rest) for node in _DESCRIPTION}
+    guarded = {node.name: next(rest) for node in _DESCRIPTION}
+    served = {node.name: next(rest) for node in _COPIED}
+    if backend_perms is None and (libxl_perms is None or _served_elsewhere(told["backend"], paths)):
+        return None
+    told_by_toolstack = {f"{paths.libxl}/{name}": p for name, p in guarded.items()}
+    errors: list[NodeError] = [
+        *_distrust({paths.libxl: libxl_perms, **told_by_toolstack}, trusted),
+        *_distrust({paths.backend: backend_perms}, trusted | {paths.backend_domid}),
+    ]
+    is_colo = any(d[name] is not None for d in (told, served) for name in COLO_FIELDS.values())
+    fields: dict[str, Any] = {}
+    for node in _DESCRIPTION:
+        try:
+            fields |= _field(node, paths, told, served, is_colo=is_colo)
+        except NodeError as error:
+            errors.append(error)
+    return Device(
+        paths,
+        None if errors else _disk(fields, paths, errors, is_colo=is_colo),
+        is_colo,
+        tuple(errors),
+        _state(live["state"]),
+        live["online"] != b"0",
+        _suspicions(paths, frontend_backend),
+    )
+
+
+def _distrust(
+    permissions: Mapping[str, bytes | None], trusted: frozenset[int]
+) -> Iterator[UntrustedNode]:
+    for path, payload in permissions.items():
+        if payload is None:
+            continue
+        entries = parse_permissions(payload)
+        domids, anybody = writers(entries)
+        if anybody or not domids <= trusted:
+            yield UntrustedNode(path, ",".join(map(str, entries)))
+
+
+def _field(
+    node: Node,
+    paths: DevicePaths,
+    told: Mapping[str, bytes | None],
+    served: Mapping[str, bytes | None],
+    *,
+    is_colo: bool,
+) -> Fields:
+    """Return what one node says, in the toolstack's copy and in the backend's directory alike."""
+    value = told[node.name]
+    copy = served.get(node.name, value)
+    if value != copy:
+        raise _disagreement(node, paths, value, copy)
+    if value is None:
+        if node.need is Need.ALWAYS or (node.need is Need.COLO and is_colo):
+            raise MissingNode(paths.libxl, node.name)
+        return {}
+    return _parse(node, paths, paths.libxl, value)
+
+
+def _disagreement(
+    node: Node, paths: DevicePaths, value: bytes | None, copy: bytes | None
+) -> NodeError:
+    if copy is None:
+        return MissingNode(paths.backend, node.name)
+    if value is None:
+        return MissingNode(paths.libxl, node.name)
+    try:
+        _parse(node, paths, paths.backend, copy)
+    except NodeError as error:
+        return error
+    return WrongNode(
+        paths.backend,
+        node.name,
+        f"it says {_shown(copy)}, and {paths.libxl}/{node.name} says {_shown(value)}",
+    )
+
+
+def _parse(node: Node, paths: DevicePaths, directory: str, value: bytes) -> Fields:
+    if not node.parse:
+        return {}
+    try:
+        return node.parse(value.decode(), paths)
+    except UnicodeDecodeError:
+        raise WrongNode(directory, node.name, f"{_shown(value)} is not UTF-8") from None
+    except (ValueError, DiskError, VdevError) as error:
+        raise WrongNode(directory, node.name, str(error)) from None
+
+
+def _shown(value: bytes) -> str:
+    text = value.decode("utf-8", "backslashreplace")
+    return repr(text if len(text) <= 80 else f"{text[:80]}…")
+
+
+def _disk(
+    fields: dict[str, Any], paths: DevicePaths, errors: list[NodeError], *, is_colo: bool
+) -> Disk | None:
+    if "format" not in fields and not fields["is_cdrom"]:
+        errors.append(MissingNode(paths.libxl, "params"))
+        return None
+    fields.setdefault("format", Format.EMPTY)
+    disk = Disk(backend_domid=paths.backend_domid, colo_enable=is_colo, **fields)
+    try:
+        disk.check()
+    except (DiskError, VdevError) as error:
+        errors.append(WrongNode(paths.libxl, "params", str(error)))
+        return None
+    return disk
+
+
+def _served_elsewhere(backend: bytes | None, paths: DevicePaths) -> bool:
+    """Whether the toolstack says that another domain or kind of backend serves the device."""
+    try:
+        return parse_backend((backend or b"").decode("ascii", "replace")) != paths
+    except PathError:
+        return False
+
+
+def _state(value: bytes | None) -> int | None:
+    return int(value) if value and value.isdigit() else None
+
+
+def _suspicions(paths: DevicePaths, frontend_backend: bytes | None) -> tuple[str, ...]:
+    if frontend_backend is None:
+        return (f"{paths.frontend}/backend is gone; the guest may have removed its frontend",)
+    if frontend_backend != paths.backend.encode():
+        return (f"{paths.frontend}/backend is {_shown(frontend_backend)}, not {paths.backend}",)
+    return ()

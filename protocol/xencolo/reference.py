@@ -1,0 +1,88 @@
+"""The reference page ``protocol/NODES.md``, made from the tables that the code uses."""
+
+from collections.abc import Iterable, Iterator
+
+from xencolo.nodes import BACKEND_NODES, FRONTEND_NODE, FRONTEND_NODES, LIBXL_NODES, Need, Node
+from xencolo.status import STATE_MEANINGS, STATUS_NODES, DeviceState, DomainState
+
+_HEAD = """\
+# Nodes of a COLO disk
+
+Made from `protocol/xencolo/nodes.py` and `status.py` by `make pages`; a test fails when it is stale.
+The notation is that of Xen's `docs/misc/xenstore-paths.pandoc`: `PATH = VALUES [TAGS]`, `~` a domain's
+home `/local/domain/$DOMID`, `[w]` writable by the domain below whose home the path is, `[n]` not readable
+for guests, `[BACKEND]` in the home of a backend's domain. *Mandatory* is what must be there for the disk
+to be read; a missing one is reported as `Missing xenstore node <directory>/<node>`.
+"""
+
+_FRONTEND = """
+## The guest's directory
+
+`~/device/vbd/$DEVID`, owned by the guest (permissions `n$DOMID,r<backend's domid>`). Written when the
+device is added; what the guest makes of it is never believed (XSA-175).
+"""
+
+_BACKEND = """
+## The backend's directory
+
+`~/backend/qdisk/$DOMID/$DEVID`, owned by the backend's domain (`n<backend's domid>,r$DOMID`). The nodes are
+written in this order and then again under `/libxl/$DOMID/device/vbd/$DEVID`, owned by dom0 alone (`n0`):
+that copy is the one to believe (XSA-178), and both must say the same but for `state` and `online`.
+"""
+
+_LIBXL = """
+## The toolstack's copy
+
+`/libxl/$DOMID/device/vbd/$DEVID`, owned by dom0 alone (`n0`): the nodes of the backend's directory, and
+"""
+
+_STATUS = """
+## Role and state
+
+Below `/libxl/$DOMID/colo`, which libxl removes with the domain, and where Xen's tools look. xencolod writes
+them when they change, in one transaction for a domain.
+"""
+
+
+def _entry(path: str, values: str, tags: str, *paragraphs: str) -> Iterator[str]:
+    yield f"\n#### {path} = {values} [{tags}]\n"
+    for paragraph in paragraphs:
+        yield f"\n{paragraph}\n"
+
+
+def _needed(node: Node) -> str:
+    need = node.need.value
+    return "" if node.need is Need.NEVER else f" *{need[0].upper()}{need[1:]}.*"
+
+
+def _nodes(directory: str, tags: str, nodes: Iterable[Node]) -> Iterator[str]:
+    for node in nodes:
+        yield from _entry(
+            f"{directory}/{node.name}", node.values, tags, f"{node.meaning}{_needed(node)}"
+        )
+
+
+def _states(words: type[DomainState] | type[DeviceState]) -> Iterator[str]:
+    yield "\n| state | meaning |\n| --- | --- |\n"
+    for word in words:
+        yield f"| `{word}` | {STATE_MEANINGS[word]} |\n"
+
+
+def page() -> str:
+    """Return the whole page, Markdown."""
+    parts = [
+        _HEAD,
+        _FRONTEND,
+        *_nodes("~/device/vbd/$DEVID", "w", FRONTEND_NODES),
+        _BACKEND,
+        *_nodes("~/backend/qdisk/$DOMID/$DEVID", "BACKEND", (FRONTEND_NODE, *BACKEND_NODES)),
+        _LIBXL,
+        *_nodes("/libxl/$DOMID/device/vbd/$DEVID", "n", LIBXL_NODES),
+        _STATUS,
+    ]
+    for node in STATUS_NODES:
+        tags = "n" if node.path.startswith("/libxl") else ""
+        parts += _entry(node.path, node.values, tags, f"{node.meaning} Written by {node.writer}.")
+    parts += ["\n### States of a domain\n", *_states(DomainState)]
+    parts += ["\n### States of a disk\n", *_states(DeviceState)]
+    return "".join(parts)

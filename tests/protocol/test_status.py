@@ -1,0 +1,107 @@
+"""What is published of a domain, and the role node."""
+
+import re
+
+import pytest
+
+from xencolo.disk import Role
+from xencolo.errors import WrongNode
+from xencolo.reference import page
+from xencolo.status import (
+    RESTORED_ROLE,
+    STATE_MEANINGS,
+    STATUS_NODES,
+    DeviceState,
+    DomainState,
+    DomainStatus,
+    parse_role,
+    status_values,
+)
+from xencolod.publish import published
+
+FULL = DomainStatus(
+    DomainState.RUNNING,
+    Role.SECONDARY,
+    "why",
+    4711,
+    {51712: (DeviceState.READY, None), 51728: (DeviceState.ERROR, "what")},
+)
+
+
+def test_everything_there_is_to_say_is_said() -> None:
+    assert status_values(5, FULL) == {
+        "/libxl/5/colo/state": "running",
+        "/libxl/5/colo/role-in-force": "secondary",
+        "/libxl/5/colo/error": "why",
+        "/libxl/5/colo/qemu-pid": "4711",
+        "/libxl/5/colo/device/51712/state": "ready",
+        "/libxl/5/colo/device/51728/state": "error",
+        "/libxl/5/colo/device/51728/error": "what",
+    }
+
+
+def test_what_is_not_there_has_no_node() -> None:
+    empty = DomainStatus(DomainState.WAITING, None, None, None, {})
+    assert status_values(5, empty) == {"/libxl/5/colo/state": "waiting"}
+
+
+def test_the_role_none_is_a_role() -> None:
+    status = FULL._replace(role_in_force=Role.NONE)
+    assert status_values(5, status)["/libxl/5/colo/role-in-force"] == "none"
+
+
+def _matches(row: str, path: str) -> bool:
+    pattern = re.escape(row.replace("~", "/local/domain/$DOMID"))
+    pattern = pattern.replace(re.escape("$DOMID"), r"\d+").replace(re.escape("$DEVID"), r"\d+")
+    return re.fullmatch(pattern, path) is not None
+
+
+@pytest.mark.parametrize("own_domid", [0, 3])
+def test_every_node_that_is_published_is_in_the_table_and_on_the_page(own_domid: int) -> None:
+    rows = [node.path.replace("domain/0/", "domain/$DOMID/") for node in STATUS_NODES]
+    for path in published(5, own_domid, FULL):
+        assert any(_matches(row, path) for row in rows), path
+    for node in STATUS_NODES:
+        assert f"\n#### {node.path} = {node.values} [" in page()
+
+
+def test_every_published_row_of_the_table_is_written() -> None:
+    """The table promises no node that the code does not write."""
+    paths = published(5, 0, FULL)
+    for node in STATUS_NODES:
+        if node.writer.startswith("xencolod"):
+            assert any(_matches(node.path, path) for path in paths), node.path
+
+
+def test_every_value_of_a_state_is_in_the_table_and_explained() -> None:
+    for word in (*DomainState, *DeviceState):
+        assert STATE_MEANINGS[word]
+        assert f"| `{word}` | {STATE_MEANINGS[word]} |\n" in page()
+    assert set(STATE_MEANINGS) == {*DomainState, *DeviceState}
+
+
+@pytest.mark.parametrize("role", Role)
+def test_a_role_is_read_as_it_is_written(role: Role) -> None:
+    assert parse_role(5, role.value.encode()) is role
+
+
+def test_no_role_node_is_no_role() -> None:
+    assert parse_role(5, None) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"", b"Primary", b"primary\n", b"primary\0", b" none", b"\xff\xfe", b"x" * 4096],
+    ids=repr,
+)
+def test_a_wrong_role_names_node_value_and_remedy(value: bytes) -> None:
+    with pytest.raises(WrongNode) as caught:
+        parse_role(5, value)
+    assert caught.value.path == "/libxl/5/colo/role"
+    assert len(str(caught.value)) < 250
+    assert str(caught.value).isprintable()
+    assert "none or primary or secondary; set it with xencolo role" in str(caught.value)
+
+
+def test_only_a_colo_stream_restores_a_secondary() -> None:
+    assert RESTORED_ROLE == {"none": None, "remus": None, "colo": Role.SECONDARY}
