@@ -1,7 +1,8 @@
 """The xenstore wire format: encode, an incremental decoder, limits, the operations.
 
-Source: Xen's ``xen/include/public/io/xs_wire.h`` and ``docs/misc/xenstore.txt``. A message is a header of
-four 32-bit numbers in the machine's byte order (type, request id, transaction id, length) and a payload.
+Source: Xen's ``xen/include/public/io/xs_wire.h`` and ``docs/misc/xenstore.txt``. A message is a
+header of four 32-bit numbers in the machine's byte order (type, request id, transaction id, length)
+and a payload.
 """
 
 import errno
@@ -14,6 +15,9 @@ from typing import NamedTuple
 from xencolo.errors import PathError, WireError
 
 PAYLOAD_MAX = 4096
+#: What a client had better take: oxenstored answers DIRECTORY on a socket in one message, however
+#: long, and knows no DIRECTORY_PART.
+REPLY_MAX = 1 << 22
 ABS_PATH_MAX = 3072
 REL_PATH_MAX = 2048
 #: Request and transaction ids are 32 bits wide.
@@ -60,11 +64,13 @@ _OPS = frozenset(Op)
 ERRNOS: dict[bytes, int] = {
     name.encode(): getattr(errno, name)
     for name in (
-        "EINVAL EACCES EEXIST EISDIR ENOENT ENOMEM ENOSPC EIO ENOTEMPTY ENOSYS EROFS EBUSY EAGAIN "
-        "EISCONN E2BIG EPERM"
-    ).split()
+        *("EINVAL", "EACCES", "EEXIST", "EISDIR", "ENOENT", "ENOMEM", "ENOSPC", "EIO"),
+        *("ENOTEMPTY", "ENOSYS", "EROFS", "EBUSY", "EAGAIN", "EISCONN", "E2BIG", "EPERM"),
+    )
 }
 ERROR_NAMES: dict[int, bytes] = {number: name for name, number in ERRNOS.items()}
+# Oxenstored's name for a quota reached, which xs_wire.h does not have (xenstored says ENOSPC).
+ERRNOS[b"EQUOTA"] = errno.EDQUOT
 
 
 class Packet(NamedTuple):
@@ -81,10 +87,10 @@ def encode(op: int, rq_id: int, tx_id: int, payload: bytes) -> bytes:
 
     :raises WireError: the payload is longer than 4096 bytes, or the operation is none.
     """
-    if len(payload) > PAYLOAD_MAX:
-        raise WireError(f"{Op(op).name}: payload of {len(payload)} bytes, {PAYLOAD_MAX} at most")
     if op not in _OPS:
         raise WireError(f"operation {op} is none of xenstore's")
+    if len(payload) > PAYLOAD_MAX:
+        raise WireError(f"{Op(op).name}: payload of {len(payload)} bytes, {PAYLOAD_MAX} at most")
     return HEADER.pack(op, rq_id, tx_id, len(payload)) + payload
 
 
@@ -92,29 +98,35 @@ class Decoder:
     """Turns bytes, however they are split, into messages.
 
     After a :exc:`WireError` the stream has no more message boundaries: close the connection.
+
+    :param any_op: let unknown operations through; a server answers them with ENOSYS.
+    :param payload_max: bytes; a client of oxenstored needs ``REPLY_MAX``.
     """
 
-    __slots__ = ("_buffer",)
+    __slots__ = ("_any_op", "_buffer", "_payload_max")
 
-    def __init__(self) -> None:
+    def __init__(self, *, any_op: bool = False, payload_max: int = PAYLOAD_MAX) -> None:
+        self._any_op = any_op
+        self._payload_max = payload_max
         self._buffer = b""
 
     @property
     def pending(self) -> int:
-        """How many bytes of an unfinished message are held (at most 16 + 4096)."""
+        """How many bytes of an unfinished message are held (at most 16 and the limit)."""
         return len(self._buffer)
 
     def feed(self, data: bytes) -> list[Packet]:
         """Take bytes, return the messages that they complete, in order.
 
-        :raises WireError: an unknown operation or a length over 4096; nothing after it can be read.
+        :raises WireError: an unknown operation or a length over the limit (4096); nothing after it
+            can be read.
         """
         buffer = self._buffer + data if self._buffer else data
         packets = []
         start, end = 0, len(buffer)
         while end - start >= _HEADER_SIZE:
             op, rq_id, tx_id, length = HEADER.unpack_from(buffer, start)
-            if length > PAYLOAD_MAX or op not in _OPS:
+            if length > self._payload_max or (op not in _OPS and not self._any_op):
                 raise WireError(
                     f"header {buffer[start : start + _HEADER_SIZE].hex()} is no xenstore message: "
                     f"type {op}, {length} bytes"
@@ -134,8 +146,8 @@ _PATH = re.compile(r"[A-Za-z0-9\-/_@]+", re.ASCII)
 def check_path(path: str) -> str:
     """Return the path if xenstored would take it.
 
-    Rules of ``docs/misc/xenstore.txt``: letters, digits and ``-/_@``; no empty component and no ``/`` at
-    the end; 3072 bytes at most, 2048 if it does not begin with ``/``.
+    Rules of ``docs/misc/xenstore.txt``: letters, digits and ``-/_@``; no empty component and no
+    ``/`` at the end; 3072 bytes at most, 2048 if it does not begin with ``/``.
 
     :raises PathError: with the rule that is broken.
     """
