@@ -1,0 +1,237 @@
+"""Devices in xenstore: find, read, add and remove them, as libxl does."""
+
+import errno
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+import trio
+
+from xencolo import requests
+from xencolo.device import ANSWERS, Device, device_from_answers, read_requests
+from xencolo.disk import Backend, Disk, Role
+from xencolo.errors import DeviceError, PathError
+from xencolo.nodes import add_requests
+from xencolo.paths import (
+    QDISK,
+    DevicePaths,
+    backend_root,
+    colo_path,
+    domain_path,
+    libxl_domain_path,
+    parse_backend,
+    parse_devid,
+    parse_domid,
+)
+from xencolo.status import ROLE
+from xencolo.wire import Op
+from xencolod.xenstore import (
+    Asks,
+    Client,
+    Transaction,
+    absent_as_none,
+    demand,
+    directories,
+    directory,
+    read,
+)
+
+#: XenbusState (xen/include/public/io/xenbus.h).
+CLOSING, CLOSED = "5", "6"
+
+
+def trusted_domids(own_domid: int) -> frozenset[int]:
+    """Return the domains whose nodes are believed: dom0, and the one that the daemon runs in."""
+    return frozenset({0, own_domid})
+
+
+def _numbers(names: Iterable[str], parse: Callable[[str], int]) -> list[int]:
+    """Return the names that are numbers of their kind, in order; the others are none of ours."""
+    numbers = []
+    for name in set(names):
+        try:
+            numbers.append(parse(name))
+        except PathError:
+            continue
+    return sorted(numbers)
+
+
+async def domids(client: Client, own_domid: int) -> list[int]:
+    """Return the domains that libxl knows or that have a qdisk backend here.
+
+    :raises XenstoreError: xenstored failed.
+    """
+    roots = ["/libxl", f"{backend_root(own_domid)}/{QDISK}"]
+    return _numbers(chain.from_iterable(await directories(client, roots)), parse_domid)
+
+
+async def find(client: Client, own_domid: int, domid: int | None = None) -> list[DevicePaths]:
+    """Return all block devices of one domain or of all, whoever serves them.
+
+    A device is in the toolstack's copy, or among the backends, or both. Three round trips, however
+    many there are.
+
+    :raises XenstoreError: xenstored failed.
+    """
+    numbers = [domid] if domid is not None else await domids(client, own_domid)
+    told = [f"{libxl_domain_path(number)}/device/vbd" for number in numbers]
+    served = [f"{backend_root(own_domid)}/{QDISK}/{number}" for number in numbers]
+    names = await directories(client, told + served)
+    here = [
+        DevicePaths(number, devid, own_domid)
+        for number, *both in zip(numbers, names, names[len(numbers) :], strict=False)
+        for devid in _numbers(chain.from_iterable(both), parse_devid)
+    ]
+    backends = await client.spread([requests.read(f"{paths.libxl}/backend") for paths in here])
+    return [_located(*pair) for pair in zip(here, map(absent_as_none, backends), strict=True)]
+
+
+def _located(here: DevicePaths, backend: bytes | None) -> DevicePaths:
+    """Return where a device is served: the toolstack says so, else it is a qdisk here."""
+    try:
+        paths = parse_backend((backend or b"").decode("ascii", "replace"))
+    except PathError:
+        return here
+    return paths if (paths.domid, paths.devid) == (here.domid, here.devid) else here
+
+
+async def read_devices(
+    client: Client, paths: Sequence[DevicePaths], trusted: frozenset[int]
+) -> list[Device | None]:
+    """Reconstruct devices from their nodes, all in one go; None where there is none.
+
+    :raises XenstoreError: xenstored failed; what is wrong with a node is in the device itself.
+    """
+    batch = [request for device in paths for request in read_requests(device)]
+    answers = await client.spread(batch)
+    return [
+        device_from_answers(device, answers[i * ANSWERS : (i + 1) * ANSWERS], trusted)
+        for i, device in enumerate(paths)
+    ]
+
+
+# -- adding -------------------------------------------------------------------------------------
+
+
+async def add(client: Client, domid: int, disk: Disk, role: Role | None = None) -> DevicePaths:
+    """Write the nodes of a new device in one transaction, as ``xl block-attach``; return its paths.
+
+    :param role: also set the domain's role, in the same transaction.
+    :raises DeviceError: the domain does not exist, the device does already, or it is no qdisk.
+    :raises DiskError: the disk's fields don't go together.
+    :raises XenstoreError: xenstored failed; nothing was written.
+    """
+    if disk.backend is not Backend.QDISK:
+        raise DeviceError(
+            f"{disk.vdev} would be a {disk.backend} device, which needs Xen's hotplug scripts: "
+            f"use xl block-attach, or backendtype=qdisk"
+        )
+    paths = DevicePaths(domid, disk.devid, disk.backend_domid)
+    batch = add_requests(disk, paths)
+    if role is not None:
+        batch.append(requests.write(f"{colo_path(domid)}/{ROLE}", role))
+
+    async def body(transaction: Transaction) -> None:
+        # One round trip: if a check fails, the writes that came with it are thrown away.
+        checks = [requests.read(domain_path(domid)), requests.read(paths.libxl)]
+        answers = await transaction.batch(checks + batch)
+        if absent_as_none(answers[0]) is None:
+            raise DeviceError(f"domain {domid} does not exist: {domain_path(domid)} is absent")
+        if absent_as_none(answers[1]) is not None:
+            raise DeviceError(
+                f"device {disk.vdev} of domain {domid} already exists: {paths.libxl} is there"
+            )
+        _check(batch, answers[2:])
+
+    await client.transaction(body)
+    return paths
+
+
+def _check(batch: Sequence[requests.Request], answers: Sequence[object]) -> None:
+    for request, answer in zip(batch, answers, strict=True):
+        if isinstance(answer, Exception) and not (
+            request.op == Op.RM and getattr(answer, "errno", 0) == errno.ENOENT
+        ):
+            raise answer
+
+
+# -- removing -----------------------------------------------------------------------------------
+
+
+class Removal(NamedTuple):
+    """How a device was removed.
+
+    :ivar forced: the backend did not close in time, or was not asked.
+    """
+
+    paths: DevicePaths
+    forced: bool
+
+
+async def remove(
+    client: Client, paths: DevicePaths, *, force: bool = False, timeout: float = 10.0
+) -> Removal:
+    """Ask the backend to close, wait for it, and remove the device's nodes.
+
+    :param force: don't ask, don't wait.
+    :param timeout: seconds to wait for the backend to close; libxl's 10.
+    :raises DeviceError: there is no such device.
+    :raises XenstoreError: xenstored failed.
+    """
+    forced = force
+    if not force and await _ask_to_close(client, paths):
+        forced = not await _closed(client, paths, timeout)
+    await _clean_up(client, paths)
+    return Removal(paths, forced)
+
+
+async def _ask_to_close(client: Client, paths: DevicePaths) -> bool:
+    """Take the device offline; return whether its backend has something to close."""
+
+    async def body(transaction: Transaction) -> bool:
+        answers = await transaction.batch(
+            [requests.read(paths.libxl), requests.read(f"{paths.backend}/state")]
+        )
+        known, state = map(absent_as_none, answers)
+        if state is None:
+            if known is None:
+                raise DeviceError(
+                    f"domain {paths.domid} has no device {paths.devid}: {paths.libxl} is absent"
+                )
+            return False
+        batch = [requests.write(f"{paths.backend}/online", "0")]
+        if state != CLOSED.encode():
+            batch.append(requests.write(f"{paths.backend}/state", CLOSING))
+        await demand(transaction, batch)
+        return state != CLOSED.encode()
+
+    return await client.transaction(body)
+
+
+async def _closed(client: Client, paths: DevicePaths, timeout: float) -> bool:
+    with trio.move_on_after(timeout):
+        async with client.watch(f"{paths.backend}/state") as watch:
+            while True:
+                await watch.take()
+                if await read(client, f"{paths.backend}/state") in {None, CLOSED.encode()}:
+                    return True
+    return False
+
+
+async def _clean_up(client: Client, paths: DevicePaths) -> None:
+    async def body(transaction: Transaction) -> None:
+        for path in (paths.frontend, paths.libxl, paths.backend):
+            await remove_with_empty_parents(transaction, path, depth=2)
+
+    await client.transaction(body)
+
+
+async def remove_with_empty_parents(to: Asks, path: str, *, depth: int) -> None:
+    """Remove a node, and up to ``depth`` of its parents as long as that leaves them empty.
+
+    :raises StoreError: any error but ENOENT.
+    """
+    await demand(to, [requests.rm(path)], absent_ok=[Op.RM])
+    parent = path.rpartition("/")[0]
+    if depth and not await directory(to, parent):
+        await remove_with_empty_parents(to, parent, depth=depth - 1)
