@@ -1,0 +1,284 @@
+"""One domain's QEMU, kept as it is wanted: started, greeted, adopted, ended, and started again."""
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+
+import trio
+
+from xencolo.errors import QmpClosed, QmpError
+from xencolo.plan import Launch, Machine, Phase
+from xencolo.qmp import Event
+from xencolod.argv import launch_in
+from xencolod.config import Config
+from xencolod.log import Logger, emit
+from xencolod.process import Process, adopt, files, spawn
+from xencolod.qmp import Qmp, open_qmp
+
+#: After KILL a process ends at once, unless it hangs in the kernel; then it is said every so often.
+_KILL_TIMEOUT = 30.0
+
+
+@dataclass
+class Settings:
+    """What all supervisors share; SIGHUP replaces ``config``."""
+
+    config: Config
+    xen: bool
+    log: Logger
+
+
+async def first(*waits: Callable[[], Awaitable[object]]) -> None:
+    """Return as soon as one of the waits does; the others are cancelled."""
+    async with trio.open_nursery() as nursery:
+
+        async def run(wait: Callable[[], Awaitable[object]]) -> None:
+            await wait()
+            nursery.cancel_scope.cancel()
+
+        for wait in waits:
+            nursery.start_soon(run, wait)
+
+
+class Supervisor:
+    """Brings a domain's QEMU to what is wanted and keeps it there.
+
+    :ivar machine: what is.
+    """
+
+    def __init__(self, domid: int, settings: Settings, on_change: Callable[[int], None]) -> None:
+        self.domid = domid
+        self.machine = Machine()
+        self._settings = settings
+        self._on_change = on_change
+        self._log = settings.log.bind(domid=domid)
+        self._wanted: Launch | None = None
+        self._changed = trio.Event()
+        self._attempts = 0
+
+    # -- what the reconciler calls ---------------------------------------------------------------
+
+    def want(self, launch: Launch | None) -> None:
+        """Say which QEMU should run; None for none. Nothing is awaited."""
+        if launch == self._wanted:
+            return
+        self._wanted = launch
+        self._attempts = 0
+        self._changed.set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run until cancelled; the QEMU goes on then. Started once it is known whether one lives."""
+        process = adopt(files(self._settings.config, self.domid))
+        if process:
+            self._wanted = launch_in(self.domid, process.argv)
+            self._set(Phase.STARTING, self._wanted, process)
+        task_status.started()
+        while True:
+            if process:
+                await self._tend(process, fresh=False)
+                process = None
+            elif self._wanted is None:
+                self._set(Phase.ABSENT)
+                await self._wait_changed()
+            elif self.machine.phase is Phase.FAILED and self.machine.launch == self._wanted:
+                await self._wait_changed()
+            else:
+                await self._bring_up(self._wanted)
+
+    # -- starting --------------------------------------------------------------------------------
+
+    async def _bring_up(self, launch: Launch) -> None:
+        config = self._settings.config
+        self._set(Phase.STARTING, launch)
+        pause = config.daemon.settle if not self._attempts else self._pause()
+        with trio.move_on_after(pause):
+            await self._wait_changed()
+            return
+        self._attempts += 1
+        where = files(config, self.domid)
+        if process := adopt(where):
+            self._wanted = launch_in(self.domid, process.argv)
+            self._set(Phase.STARTING, self._wanted, process)
+            await self._tend(process, fresh=False)
+            return
+        try:
+            process = spawn(config, launch, where, xen=self._settings.xen)
+        except OSError as error:
+            self._start_failed(launch, error.strerror or str(error))
+            return
+        emit(
+            self._log,
+            "qemu.starting",
+            role=launch.role.value,
+            attempt=self._attempts,
+            argv=list(process.argv),
+        )
+        self.machine = self.machine._replace(launch=launch)
+        await self._tend(process, fresh=True)
+
+    def _pause(self) -> float:
+        qemu = self._settings.config.qemu
+        pause: float = min(qemu.backoff * 2 ** (self._attempts - 1), qemu.backoff_max)
+        return pause
+
+    def _start_failed(self, launch: Launch, error: str) -> None:
+        attempts = self._settings.config.qemu.start_attempts
+        given_up = self._attempts >= attempts
+        emit(
+            self._log,
+            "qemu.start_failed",
+            attempt=self._attempts,
+            attempts=attempts,
+            pause=None if given_up else self._pause(),
+            error=error,
+        )
+        if given_up:
+            emit(self._log, "qemu.failed", error=error)
+            self._set(Phase.FAILED, launch, error=error)
+
+    # -- living ----------------------------------------------------------------------------------
+
+    async def _tend(self, process: Process, *, fresh: bool) -> None:
+        """Stay with a living QEMU until it has ended; ``fresh`` while it has not greeted yet."""
+        launch = self._wanted
+        if launch is None:
+            raise AssertionError("a QEMU that nobody wants is ended, not tended")
+        error, ended = "", False
+        try:
+            while not process.exited:
+                try:
+                    async with self._greeted(process) as qmp:
+                        self._running(process, launch, qmp, fresh=fresh)
+                        fresh = False
+                        await first(process.wait, lambda: self._unwanted(launch), qmp.wait_closed)
+                        if self._wanted != launch and not process.exited:
+                            await self._end(process, launch, qmp)
+                except QmpError as refusal:
+                    error = str(refusal)
+                    await self._without_qmp(process, launch, error, fresh=fresh)
+            ended = True
+        finally:
+            if not ended:
+                process.release()
+        self._ended(process, launch, error, fresh=fresh)
+
+    def _greeted(self, process: Process) -> AbstractAsyncContextManager[Qmp]:
+        timeout = self._settings.config.qemu.start_timeout
+        return open_qmp(str(process.socket), timeout=timeout, on_event=self._said)
+
+    def _running(self, process: Process, launch: Launch, qmp: Qmp, *, fresh: bool) -> None:
+        if self.machine.phase is not Phase.RUNNING:
+            role = launch.role.value
+            if fresh:
+                emit(
+                    self._log,
+                    "qemu.running",
+                    pid=process.pid,
+                    role=role,
+                    version=".".join(map(str, qmp.version)),
+                    seconds=round(trio.current_time() - process.started, 3),
+                )
+            else:
+                emit(self._log, "qemu.adopted", pid=process.pid, role=role)
+        self._set(Phase.RUNNING, launch, process)
+
+    async def _unwanted(self, launch: Launch) -> None:
+        while self._wanted == launch:
+            await self._wait_changed()
+
+    async def _without_qmp(
+        self, process: Process, launch: Launch, error: str, *, fresh: bool
+    ) -> None:
+        """QEMU does not talk. One that never did is ended; one that runs a guest is left alone."""
+        with trio.move_on_after(1.0):
+            await process.wait()
+        if process.exited:
+            return
+        emit(self._log, "qemu.qmp_lost", error=error)
+        if fresh or self._wanted != launch:
+            await self._end(process, launch, None)
+            return
+        self._set(Phase.RUNNING, launch, process, error=error)
+        with trio.move_on_after(self._settings.config.qemu.backoff_max):
+            await first(process.wait, lambda: self._unwanted(launch))
+
+    def _said(self, event: Event) -> None:
+        emit(self._log, "qemu.event", qmp_event=event.name, data=event.data)
+
+    # -- ending ----------------------------------------------------------------------------------
+
+    async def _end(self, process: Process, launch: Launch, qmp: Qmp | None) -> None:
+        """Ask QEMU to quit, then TERM, then KILL; return when it has ended."""
+        qemu = self._settings.config.qemu
+        self._set(Phase.ENDING, launch, process)
+        emit(self._log, "qemu.ending", pid=process.pid, reason=_reason(self._wanted))
+        if qmp:
+            with trio.move_on_after(qemu.quit_timeout):
+                await self._quit(qmp, qemu.quit_timeout)
+                await process.wait()
+                return
+        for number, name, timeout in ((15, "SIGTERM", qemu.term_timeout), (9, "SIGKILL", None)):
+            emit(self._log, "qemu.signalled", pid=process.pid, signal=name)
+            process.send_signal(number)
+            with trio.move_on_after(timeout if timeout is not None else _KILL_TIMEOUT):
+                await process.wait()
+                return
+        # Killed and still there: it hangs in the kernel. It is never doubled, so it is waited for.
+        await process.wait()
+
+    async def _quit(self, qmp: Qmp, timeout: float) -> None:
+        try:
+            await qmp.execute("quit", timeout=timeout)
+        except QmpClosed:
+            # It may close QMP before the reply is out: whether it ended is seen on the process.
+            return
+
+    def _ended(self, process: Process, launch: Launch, error: str, *, fresh: bool) -> None:
+        asked = self.machine.phase is Phase.ENDING
+        lived = trio.current_time() - process.started
+        words = process.last_words()
+        status = process.reap()
+        if fresh and not (asked and self._wanted != launch):
+            self._start_failed(launch, "; ".join(filter(None, (status, words or error))))
+        elif asked:
+            emit(self._log, "qemu.ended", pid=process.pid, seconds=round(lived, 3))
+            self._set(Phase.ABSENT)
+        else:
+            self._died(process, launch, status, words, lived)
+
+    def _died(
+        self, process: Process, launch: Launch, status: str, words: str, lived: float
+    ) -> None:
+        emit(self._log, "qemu.died", pid=process.pid, status=status, error=words)
+        qemu = self._settings.config.qemu
+        if lived > qemu.backoff_max:
+            self._attempts = 1
+        error = f"QEMU {process.pid} died: {'; '.join(filter(None, (status, words)))}"
+        if not qemu.restart or self._attempts >= qemu.start_attempts:
+            emit(self._log, "qemu.failed", error=error)
+            self._set(Phase.FAILED, launch, error=error)
+        else:
+            self._set(Phase.ABSENT)
+
+    # -- saying ----------------------------------------------------------------------------------
+
+    def _set(
+        self,
+        phase: Phase,
+        launch: Launch | None = None,
+        process: Process | None = None,
+        error: str | None = None,
+    ) -> None:
+        machine = Machine(phase, launch, process.pid if process else None, error)
+        if machine != self.machine:
+            self.machine = machine
+            self._on_change(self.domid)
+
+    async def _wait_changed(self) -> None:
+        """Wait for :meth:`want`, without a deadline: nothing else is to be done."""
+        await self._changed.wait()
+        self._changed = trio.Event()
+
+
+def _reason(wanted: Launch | None) -> str:
+    return "its drives changed" if wanted else "its domain or its last disk has gone"

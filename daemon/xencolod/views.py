@@ -1,0 +1,196 @@
+"""What the nodes say of whole domains: read in two round trips, however many domains there are."""
+
+import errno
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from xencolo import requests
+from xencolo.device import Device
+from xencolo.disk import Role
+from xencolo.errors import StoreError, UntrustedNode, WrongNode
+from xencolo.paths import (
+    QDISK,
+    DevicePaths,
+    backend_root,
+    colo_path,
+    domain_path,
+    libxl_domain_path,
+)
+from xencolo.plan import Domain
+from xencolo.status import ROLE, parse_role
+from xencolo.wire import parse_permissions, split, writers
+from xencolod.devices import read_devices
+from xencolod.xenstore import Answer, Client, absent_as_none, directory
+
+#: libxl's names of the device models that it starts itself.
+_LIBXL_DEVICE_MODELS = {b"qemu_xen", b"qemu_xen_traditional"}
+
+
+class _Nodes(NamedTuple):
+    """Paths of what is read of one domain, in the order of the answers."""
+
+    home: str
+    name: str
+    vm: str
+    role: str
+    device_model_pid: str
+    dm_version: str
+
+    @classmethod
+    def of(cls, domid: int) -> "_Nodes":
+        home, libxl = domain_path(domid), libxl_domain_path(domid)
+        return cls(
+            home,
+            f"{home}/name",
+            f"{home}/vm",
+            f"{colo_path(domid)}/{ROLE}",
+            f"{home}/image/device-model-pid",
+            f"{libxl}/dm-version",
+        )
+
+
+def _listings(domid: int, own_domid: int) -> tuple[str, str]:
+    return (
+        f"{libxl_domain_path(domid)}/device/vbd",
+        f"{backend_root(own_domid)}/{QDISK}/{domid}",
+    )
+
+
+def _domain_requests(domid: int, own_domid: int) -> list[requests.Request]:
+    nodes = _Nodes.of(domid)
+    return [
+        *map(requests.read, nodes),
+        requests.get_permissions(nodes.role),
+        *map(requests.directory, _listings(domid, own_domid)),
+    ]
+
+
+_COUNT = len(_Nodes._fields) + 3
+
+
+async def read_domains(
+    client: Client,
+    domids: Sequence[int],
+    own_domid: int,
+    trusted: frozenset[int],
+    ours: Mapping[int, int | None],
+    *,
+    xen: bool,
+) -> dict[int, Domain]:
+    """Return what the nodes say of these domains now.
+
+    :param ours: pid of the QEMU that the daemon itself runs for a domain.
+    :param xen: whether libxl may be the one that runs device models here.
+    :raises XenstoreError: xenstored failed.
+    """
+    batch = [request for domid in domids for request in _domain_requests(domid, own_domid)]
+    answers = await client.spread(batch)
+    heads = {
+        domid: answers[i * _COUNT : (i + 1) * _COUNT] for i, domid in enumerate(domids)
+    }
+    places = [
+        DevicePaths(domid, devid, own_domid)
+        for domid in domids
+        for devid in await _devids(client, domid, own_domid, heads[domid][-2:])
+    ]
+    devices: dict[int, dict[int, Device]] = {domid: {} for domid in domids}
+    for place, device in zip(places, await read_devices(client, places, trusted), strict=True):
+        if device:
+            devices[place.domid][place.devid] = device
+    return {
+        domid: _domain(domid, head, devices[domid], trusted, ours.get(domid), xen=xen)
+        for domid, head in heads.items()
+    }
+
+
+async def _devids(
+    client: Client, domid: int, own_domid: int, listings: Sequence[Answer]
+) -> list[int]:
+    names: set[str] = set()
+    for path, answer in zip(_listings(domid, own_domid), listings, strict=True):
+        if isinstance(answer, StoreError) and answer.errno == errno.E2BIG:
+            names.update(await directory(client, path))
+        else:
+            names.update(name.decode() for name in split(absent_as_none(answer) or b""))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def _domain(
+    domid: int,
+    head: Sequence[Answer],
+    devices: Mapping[int, Device],
+    trusted: frozenset[int],
+    own_pid: int | None,
+    *,
+    xen: bool,
+) -> Domain:
+    values = dict(zip(_Nodes._fields, map(absent_as_none, head), strict=False))
+    role, role_error = _role(domid, values["role"], head[len(_Nodes._fields)], trusted)
+    pid = _number(values["device_model_pid"])
+    foreign, gone = _device_model(domid, pid, own_pid)
+    if not foreign and not gone and xen and values["dm_version"] in _LIBXL_DEVICE_MODELS:
+        foreign = "libxl runs the domain's device model (dm-version), as for every domain of xl's"
+    return Domain(
+        domid=domid,
+        exists=values["home"] is not None,
+        name=(values["name"] or b"").decode("utf-8", "replace") or f"domain-{domid}",
+        uuid=(values["vm"] or b"").decode("utf-8", "replace").removeprefix("/vm/") or None,
+        role=role,
+        role_error=role_error,
+        foreign=foreign,
+        gone_pid=gone,
+        devices=devices,
+    )
+
+
+def _role(
+    domid: int, value: bytes | None, permissions: Answer, trusted: frozenset[int]
+) -> tuple[Role | None, str | None]:
+    if value is None:
+        return None, None
+    try:
+        entries = parse_permissions(absent_as_none(permissions) or b"")
+        domids, anybody = writers(entries)
+        if anybody or not domids <= trusted:
+            path = f"{colo_path(domid)}/{ROLE}"
+            raise UntrustedNode(path, ",".join(map(str, entries)))
+        return parse_role(domid, value), None
+    except (UntrustedNode, WrongNode) as error:
+        return None, str(error)
+
+
+def _number(value: bytes | None) -> int | None:
+    return int(value) if value and value.isdigit() and len(value) < 10 else None
+
+
+def _device_model(domid: int, pid: int | None, own_pid: int | None) -> tuple[str | None, int | None]:
+    """Return who else runs the device model, in words, and the pid of one that ran and is dead."""
+    if pid is None or pid == own_pid:
+        return None, None
+    try:
+        argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return None, pid
+    if b"qemu" not in os.path.basename(argv[0]):  # noqa: PTH119 - bytes
+        return None, pid  # the pid was used again
+    for_domid = argv[argv.index(b"-xen-domid") + 1] if b"-xen-domid" in argv else None
+    if for_domid not in {None, str(domid).encode()}:
+        return None, pid
+    return f"{argv[0].decode('utf-8', 'replace')}, pid {pid}, runs the domain's device model", None
+
+
+def missing_images(wanted: Iterable[tuple[int, int, tuple[str, ...]]]) -> dict[int, dict[int, str]]:
+    """Return which images can't be opened, and why: domid → devid → reason.
+
+    :param wanted: (domid, devid, paths). Looks at the file system: call it in a thread.
+    """
+    missing: dict[int, dict[int, str]] = {}
+    for domid, devid, paths in wanted:
+        for path in paths:
+            if not os.access(path, os.R_OK):
+                why = "can't be read" if os.path.lexists(path) else "does not exist"
+                missing.setdefault(domid, {})[devid] = f"the image {path} {why}"
+                break
+    return missing

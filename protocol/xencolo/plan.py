@@ -1,0 +1,212 @@
+"""What should be and what is → what to do and what to say: decided here, done elsewhere.
+
+No branch here looks at anything but its arguments, so every decision is a row of a test.
+"""
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import NamedTuple
+
+from xencolo.device import Device
+from xencolo.disk import Role
+from xencolo.drives import DomainDrives, Form, domain_drives
+from xencolo.status import DeviceState, DomainState, DomainStatus
+
+
+class Domain(NamedTuple):
+    """What the nodes say of one domain.
+
+    :ivar exists: whether ``/local/domain/<domid>`` is there.
+    :ivar name: the guest's name, for QEMU's.
+    :ivar uuid: from ``~/vm``; tells a domain from the next one under the same domid (XSA-322).
+    :ivar role: the role node, None where it is absent.
+    :ivar role_error: why the role node can't be used.
+    :ivar foreign: who else runs its device model, in words; None if nobody.
+    :ivar gone_pid: pid of a device model that ran for this domain and is dead.
+    :ivar devices: its qdisk devices by devid.
+    """
+
+    domid: int
+    exists: bool
+    name: str
+    uuid: str | None
+    role: Role | None
+    role_error: str | None
+    foreign: str | None
+    gone_pid: int | None
+    devices: Mapping[int, Device]
+
+    @property
+    def managed(self) -> bool:
+        """Whether the daemon is to run a QEMU for it: it has a COLO disk or a role node."""
+        has_role = self.role is not None or self.role_error is not None
+        return self.exists and (has_role or any(d.is_colo for d in self.devices.values()))
+
+    @property
+    def wanted_role(self) -> Role:
+        """The role it should have: a domain that was created and not restored is primary."""
+        return self.role or Role.PRIMARY
+
+
+class Launch(NamedTuple):
+    """A QEMU to run: for whom and with which drives."""
+
+    domid: int
+    name: str
+    uuid: str | None
+    role: Role
+    drives: tuple[str, ...]
+
+
+class Phase(Enum):
+    """Where a QEMU is in its life."""
+
+    ABSENT = "absent"
+    STARTING = "starting"
+    RUNNING = "running"
+    ENDING = "ending"
+    FAILED = "failed"
+
+
+class Machine(NamedTuple):
+    """What is: the domain's QEMU.
+
+    :ivar launch: what it runs with, or failed with.
+    :ivar pid: the QEMU's, once it is known to live: greeted, adopted or being ended.
+    :ivar error: why it failed.
+    """
+
+    phase: Phase = Phase.ABSENT
+    launch: Launch | None = None
+    pid: int | None = None
+    error: str | None = None
+
+    @property
+    def may_hold_guest(self) -> bool:
+        """Whether a guest may run in it: it has greeted, or an earlier xencolod left it."""
+        return self.phase is Phase.RUNNING or (
+            self.phase is Phase.STARTING and self.pid is not None
+        )
+
+
+class Plan(NamedTuple):
+    """What to do and what to say.
+
+    :ivar launch: the QEMU that should run; None for none.
+    :ivar status: what to publish; None where the domain is none of ours.
+    """
+
+    launch: Launch | None
+    status: DomainStatus | None
+
+
+class Policy(NamedTuple):
+    """What the configuration allows.
+
+    :ivar restart: whether a running QEMU may be replaced when its drives changed.
+    :ivar form: how drives are written.
+    """
+
+    restart: bool
+    form: Form = Form.BLOCKDEV
+
+
+def device_states(
+    domain: Domain, drives: DomainDrives, missing: Mapping[int, str]
+) -> dict[int, tuple[DeviceState, str | None]]:
+    """Return state and error of each device; ``missing`` says which images can't be opened."""
+    states: dict[int, tuple[DeviceState, str | None]] = {}
+    for devid, device in domain.devices.items():
+        if device.errors:
+            error = "; ".join(map(str, device.errors))
+            states[devid] = DeviceState.ERROR, error
+        elif devid in drives.errors:
+            states[devid] = DeviceState.ERROR, str(drives.errors[devid])
+        elif devid in missing:
+            states[devid] = DeviceState.ERROR, missing[devid]
+        elif devid in drives.skipped:
+            states[devid] = DeviceState.SKIPPED, drives.skipped[devid]
+        else:
+            states[devid] = DeviceState.READY, None
+    return states
+
+
+def drives_of(domain: Domain, policy: Policy, missing: Mapping[int, str]) -> DomainDrives:
+    """Return the drives of the domain's role, without the disks whose images can't be opened."""
+    disks = [d.disk for devid, d in domain.devices.items() if d.disk and devid not in missing]
+    return domain_drives(disks, domain.wanted_role, policy.form)
+
+
+def plan(domain: Domain, machine: Machine, policy: Policy, missing: Mapping[int, str]) -> Plan:
+    """Return what to do for one domain and what to publish of it.
+
+    A running QEMU is ended only when its domain or the last of its disks has gone, or when another
+    domain has taken the domid; with :attr:`Policy.restart` it is replaced when its drives changed. A
+    disk that became unreadable never ends or replaces it. A QEMU that has not greeted yet runs no
+    guest: it follows every change, so that no disk added meanwhile is left out.
+    """
+    running = machine.launch if machine.may_hold_guest else None
+    if running and running.uuid and domain.uuid and running.uuid != domain.uuid:
+        running = None
+    if not domain.exists or not domain.devices:
+        running = None
+    if not domain.managed and not running:
+        return Plan(
+            None,
+            None if machine.phase is Phase.ABSENT else _status(DomainState.ENDING, machine, {}),
+        )
+
+    drives = drives_of(domain, policy, missing)
+    devices = device_states(domain, drives, missing)
+    launch, state, error = _choose(domain, machine, policy, running, drives, devices)
+    return Plan(launch, _status(state, machine, devices, error))
+
+
+def _choose(  # noqa: PLR0911 - one return a row reads best
+    domain: Domain,
+    machine: Machine,
+    policy: Policy,
+    running: Launch | None,
+    drives: DomainDrives,
+    devices: Mapping[int, tuple[DeviceState, str | None]],
+) -> tuple[Launch | None, DomainState, str | None]:
+    wanted = Launch(domain.domid, domain.name, domain.uuid, domain.wanted_role, drives.arguments)
+    broken = any(state is DeviceState.ERROR for state, _ in devices.values())
+    if running:
+        at = DomainState.RUNNING if machine.phase is Phase.RUNNING else DomainState.LAUNCHING
+        if broken or domain.role_error or running.drives == wanted.drives:
+            return running, at, domain.role_error or machine.error or domain.foreign
+        if domain.foreign or not domain.managed or not policy.restart:
+            return running, DomainState.OUTDATED, domain.foreign or _OUTDATED
+        return wanted, DomainState.LAUNCHING, None
+    if machine.phase is Phase.ENDING or machine.may_hold_guest:
+        return None, DomainState.ENDING, None
+    if domain.role_error:
+        return None, DomainState.WAITING, domain.role_error
+    if domain.foreign:
+        return None, DomainState.FOREIGN, domain.foreign
+    if domain.gone_pid and not policy.restart:
+        return None, DomainState.FAILED, _GONE.format(pid=domain.gone_pid)
+    if not wanted.drives:
+        return None, DomainState.WAITING, "no disk can be given to QEMU"
+    if machine.phase is Phase.FAILED and machine.launch == wanted:
+        return wanted, DomainState.FAILED, machine.error
+    return wanted, DomainState.LAUNCHING, None
+
+
+_OUTDATED = "QEMU runs with other drives than the nodes describe; restart the domain to change them"
+_GONE = (
+    "its device model, pid {pid}, died; a device model can't be replaced under its guest: restart "
+    "the domain, or set qemu.restart"
+)
+
+
+def _status(
+    state: DomainState,
+    machine: Machine,
+    devices: Mapping[int, tuple[DeviceState, str | None]],
+    error: str | None = None,
+) -> DomainStatus:
+    alive = machine.phase is Phase.ENDING or machine.may_hold_guest
+    role = machine.launch.role if alive and machine.launch else None
+    return DomainStatus(state, role, error, machine.pid if alive else None, devices)

@@ -1,0 +1,151 @@
+"""QMP without I/O: greeting, ids, replies, errors, events, in frames of one JSON object a line.
+
+Source: QEMU's ``docs/interop/qmp-spec.rst``.
+"""
+
+import json
+from typing import Any, NamedTuple
+
+import msgspec
+
+from xencolo.errors import QmpCommandError, QmpProtocolError
+
+#: QEMU's largest regular reply, ``query-qmp-schema``, is under 1 MiB.
+LINE_MAX = 16 << 20
+
+Json = Any
+
+
+class LineFramer:
+    """Splits a stream into lines, however it comes."""
+
+    __slots__ = ("_buffer",)
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take bytes, return the lines that they complete.
+
+        :raises QmpProtocolError: a line over 16 MiB.
+        """
+        first, *lines = data.split(b"\n")
+        self._buffer += first
+        if len(self._buffer) > LINE_MAX:
+            raise QmpProtocolError(f"a line of over {LINE_MAX} bytes")
+        if not lines:
+            return []
+        complete = [bytes(self._buffer), *lines[:-1]]
+        self._buffer = bytearray(lines[-1])
+        return [line for line in complete if line.strip()]
+
+
+class Greeting(NamedTuple):
+    """QEMU's first words.
+
+    :ivar version: (major, minor, micro).
+    """
+
+    version: tuple[int, int, int]
+
+
+class Reply(NamedTuple):
+    """The answer to the command with this id: a value, or QEMU's refusal."""
+
+    id: int
+    value: Json
+    error: QmpCommandError | None
+
+
+class Event(NamedTuple):
+    """Something that happened in QEMU.
+
+    :ivar seconds: QEMU's clock, since the epoch.
+    """
+
+    name: str
+    data: dict[str, Json]
+    seconds: float
+
+
+# -- messages as they come ---------------------------------------------------------------------
+
+
+class _Version(msgspec.Struct):
+    major: int
+    minor: int
+    micro: int
+
+
+class _Versions(msgspec.Struct):
+    qemu: _Version
+
+
+class _Greeting(msgspec.Struct):
+    version: _Versions
+
+
+class _Time(msgspec.Struct):
+    seconds: int
+    microseconds: int
+
+
+class _Refusal(msgspec.Struct):
+    kind: str = msgspec.field(name="class")
+    text: str = msgspec.field(name="desc")
+
+
+class _Message(msgspec.Struct):
+    greeting: _Greeting | None = msgspec.field(name="QMP", default=None)
+    event: str | None = None
+    data: dict[str, Json] = {}
+    timestamp: _Time | None = None
+    value: Json = msgspec.field(name="return", default=msgspec.UNSET)
+    error: _Refusal | None = None
+    id: int | None = None
+
+
+_DECODER = msgspec.json.Decoder(_Message)
+
+
+class Session:
+    """One QMP dialogue as values: :meth:`command` gives bytes to send, :meth:`feed` takes what comes."""
+
+    def __init__(self) -> None:
+        self._framer = LineFramer()
+        self._commands: dict[int, str] = {}
+        self._last_id = 0
+
+    def command(self, name: str, arguments: dict[str, Json]) -> tuple[int, bytes]:
+        """Return the command's id, by which its reply will be known, and its line."""
+        self._last_id += 1
+        self._commands[self._last_id] = name
+        message = {"execute": name, "arguments": arguments, "id": self._last_id}
+        return self._last_id, json.dumps(message).encode() + b"\n"
+
+    def feed(self, data: bytes) -> list[Greeting | Reply | Event]:
+        """Take bytes, return the messages that they complete, in order.
+
+        :raises QmpProtocolError: not QMP; the dialogue is over.
+        """
+        return [self._message(line) for line in self._framer.feed(data)]
+
+    def _message(self, line: bytes) -> Greeting | Reply | Event:
+        try:
+            message = _DECODER.decode(line)
+            match message:
+                case _Message(greeting=_Greeting(version=_Versions(qemu=version))):
+                    return Greeting((version.major, version.minor, version.micro))
+                case _Message(event=str(name), timestamp=_Time(seconds=s, microseconds=us)):
+                    return Event(name, message.data, s + us / 1e6)
+                case _Message(error=_Refusal(kind=kind, text=text), id=int(number)):
+                    refusal = QmpCommandError(self._commands.pop(number), kind, text)
+                    return Reply(number, None, refusal)
+                case _Message(id=int(number)) if message.value is not msgspec.UNSET:
+                    self._commands.pop(number)
+                    return Reply(number, message.value, None)
+        except KeyError as error:
+            raise QmpProtocolError(f"{line[:120]!r} answers {error}, which was not asked") from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise QmpProtocolError(f"{line[:120]!r} is no QMP message: {error}") from None
+        raise QmpProtocolError(f"{line[:120]!r} is no QMP message")
