@@ -11,9 +11,13 @@ from pathlib import Path
 import msgspec
 import trio
 
+from xencolo import requests
 from xencolo.errors import ConfigError, XenstoreError
+from xencolo.paths import domain_path
 from xencolo.store import Store
+from xencolo.wire import Packet
 from xencolod.config import Config, load, on_xen
+from xencolod.embedded import serve_embedded
 from xencolod.log import Logger, configure, emit
 from xencolod.notify import Notifier
 from xencolod.reconciler import Reconciler
@@ -32,8 +36,8 @@ async def _xenstored(where: str | None, config: Config, log: Logger) -> AsyncIte
         return
     path = path or f"{config.daemon.runtime_directory}/xenstored.socket"
     Path(path).parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-    from xencolod.embedded import serve_embedded
     store = Store()
+    _seed(store, config.daemon.domid)
     async with trio.open_nursery() as nursery:
         await nursery.start(serve_embedded, path, store)
         emit(log, "embedded.listening", socket=path)
@@ -41,14 +45,28 @@ async def _xenstored(where: str | None, config: Config, log: Logger) -> AsyncIte
         nursery.cancel_scope.cancel()
 
 
+def _seed(store: Store, domid: int) -> None:
+    """Write what xen-init-dom0 does; a store without it counts as not filled yet."""
+    session = store.connect()
+    home = domain_path(domid)
+    for path, value in ((f"{home}/name", "Domain-0"), (f"{home}/domid", str(domid))):
+        request = requests.write(path, value)
+        store.handle(session, Packet(request.op, 0, 0, request.payload))
+    store.disconnect(session)
+
+
 def _only_one(config: Config) -> int:
     """Lock the runtime directory; two daemons would run two QEMUs.
 
-    :raises ConfigError: another xencolod runs there.
+    :raises ConfigError: another xencolod runs there, or it can't be had.
     """
     runtime = Path(config.daemon.runtime_directory)
-    runtime.mkdir(mode=0o750, parents=True, exist_ok=True)
-    descriptor = os.open(runtime / "xencolod.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        runtime.mkdir(mode=0o750, parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        descriptor = os.open(runtime / "xencolod.lock", flags, 0o600)
+    except OSError as error:
+        raise ConfigError(f"daemon.runtime_directory: {runtime}: {error.strerror}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -61,7 +79,11 @@ class Daemon:
     """What the signals act on."""
 
     def __init__(
-        self, settings: Settings, config_path: Path | None, reconciler: Reconciler, notifier: Notifier
+        self,
+        settings: Settings,
+        config_path: Path | None,
+        reconciler: Reconciler,
+        notifier: Notifier,
     ) -> None:
         self._settings = settings
         self._config_path = config_path
@@ -90,7 +112,7 @@ class Daemon:
         else:
             self._settings.config = _reloadable(config, self._settings.config)
             emit(log, "daemon.reloaded", config=name)
-            self._reconciler.dirty.mark()
+            self._reconciler.start_over()
         self._notifier.ready(self._status())
 
     async def tell_systemd(self) -> None:

@@ -47,17 +47,31 @@ def nonce_in(argv: Sequence[str]) -> str:
 
     :raises DriveError: xencolod did not start it.
     """
-    for argument in argv:
+    return _own_chardev(argv)[1]
+
+
+def _own_chardev(argv: Sequence[str]) -> tuple[int, str]:
+    """Return the index of the daemon's own chardev, and its nonce."""
+    for index, argument in enumerate(argv):
         if match := _CHARDEV.match(argument):
-            return match[1]
-    raise DriveError(f"{argv[0]} was not started by xencolod")
+            return index, match[1]
+    raise DriveError(f"{' '.join(argv[:1]) or 'a dying process'} was not started by xencolod")
 
 
 def launch_in(domid: int, argv: Sequence[str]) -> Launch:
-    """Return what a QEMU that an earlier xencolod started runs with."""
-    drives = tuple(argv[argv.index("-mon") + 2 : argv.index("-pidfile")])
-    name = argv[argv.index("-name") + 1].removeprefix("guest=").replace(",,", ",")
-    uuid = argv[argv.index("-uuid") + 1] if "-uuid" in argv else None
+    """Return what a QEMU that an earlier xencolod started runs with.
+
+    The configuration may have a ``-name`` or ``-mon`` too: what counts is what stands by the daemon's own
+    chardev.
+
+    :raises DriveError: xencolod did not start it.
+    """
+    chardev, _ = _own_chardev(argv)
+    head = argv[:chardev]
+    own = head[len(head) - 1 - head[::-1].index("-name") :]
+    drives = tuple(argv[chardev + 3 : argv.index("-pidfile", chardev)])
+    name = own[1].removeprefix("guest=").replace(",,", ",")
+    uuid = own[own.index("-uuid") + 1] if "-uuid" in own else None
     return Launch(domid, name, uuid, role_of(drives), drives)
 
 

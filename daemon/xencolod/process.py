@@ -20,7 +20,9 @@ from typing import NamedTuple
 
 import trio
 
+from xencolo.errors import DriveError
 from xencolo.plan import Launch
+from xencolod import notify
 from xencolod.argv import SOCKET_FD, command_line, nonce_in
 from xencolod.config import Config
 
@@ -53,9 +55,7 @@ class Files(NamedTuple):
 
 def files(config: Config, domid: int) -> Files:
     """Return the places of one domain."""
-    return Files(
-        Path(config.daemon.runtime_directory), Path(config.daemon.log_directory), domid
-    )
+    return Files(Path(config.daemon.runtime_directory), Path(config.daemon.log_directory), domid)
 
 
 def lock_holder(pidfile: Path) -> int | None:
@@ -69,7 +69,8 @@ def lock_holder(pidfile: Path) -> int | None:
         kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
     finally:
         os.close(descriptor)
-    return None if kind == fcntl.F_UNLCK else pid
+    # Pids of another namespace are shown as 0: such a holder can't be reached.
+    return None if kind == fcntl.F_UNLCK or pid <= 0 else pid
 
 
 def domains_with_qemu(runtime: Path) -> list[int]:
@@ -160,8 +161,21 @@ def adopt(where: Files) -> Process | None:
     if lock_holder(where.pidfile) != pid:
         os.close(pidfd)
         return None
-    argv = Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "surrogateescape")
-    return Process(pid, pidfd, argv.split("\0")[:-1], where)
+    try:
+        return Process(pid, pidfd, _argv(pid), where)
+    except DriveError:
+        # A dying QEMU has no command line any more and may still hold the lock. Nobody else locks
+        # this file; if somebody did, a QEMU started next would say so.
+        os.close(pidfd)
+        return None
+
+
+def _argv(pid: int) -> list[str]:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return words.decode("utf-8", "surrogateescape").split("\0")[:-1]
 
 
 def spawn(config: Config, launch: Launch, where: Files, *, xen: bool) -> Process:
@@ -183,7 +197,7 @@ def spawn(config: Config, launch: Launch, where: Files, *, xen: bool) -> Process
             pid = os.posix_spawnp(
                 argv[0],
                 argv,
-                os.environ,
+                {k: v for k, v in os.environ.items() if k not in notify.VARIABLES},
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                     (os.POSIX_SPAWN_DUP2, output, 1),

@@ -1,15 +1,18 @@
 """Writes what is into xenstore: only what changed, and never for a domain that is gone."""
 
+import trio
+
 from xencolo import requests
 from xencolo.paths import DevicePaths, colo_path, device_model_path, domain_path
-from xencolo.requests import Request
-from xencolo.status import DeviceState, DomainState, DomainStatus, status_values
-from xencolo.wire import PAYLOAD_MAX, Op
+from xencolo.status import QEMU_PID, DeviceState, DomainState, DomainStatus, status_values
+from xencolo.wire import Op
 from xencolod.devices import remove_with_empty_parents
-from xencolod.xenstore import Client, Transaction, absent_as_none, demand, directory
+from xencolod.xenstore import Client, Transaction, demand, directory, read
 
 #: What the daemon does not write itself below ``colo``.
 _INPUTS = frozenset({"role"})
+#: Half of what a value may have by the quotas of either xenstored (2048 bytes).
+_VALUE_MAX = 1024
 
 
 def published(domid: int, own_domid: int, status: DomainStatus) -> dict[str, str]:
@@ -21,14 +24,15 @@ def published(domid: int, own_domid: int, status: DomainStatus) -> dict[str, str
     for devid, (state, error) in status.devices.items():
         if state is DeviceState.ERROR and error:
             values[DevicePaths(domid, devid, own_domid).error] = error
-    return {path: _fitting(path, value) for path, value in values.items()}
+    return {path: _fitting(value) for path, value in values.items()}
 
 
-def _fitting(path: str, value: str) -> str:
-    """Cut a value that xenstore would refuse as too long (XSA-323: one long value stops no other)."""
-    room = PAYLOAD_MAX - len(path) - 1
+def _fitting(value: str) -> str:
+    """Cut a value that xenstore could refuse as too long (XSA-323: one long value stops no other)."""
     data = value.encode()
-    return value if len(data) <= room else data[: room - 3].decode("utf-8", "ignore") + "…"
+    if len(data) <= _VALUE_MAX:
+        return value
+    return data[: _VALUE_MAX - 3].decode("utf-8", "ignore") + "…"
 
 
 class Publisher:
@@ -37,6 +41,8 @@ class Publisher:
     def __init__(self, client: Client, own_domid: int) -> None:
         self._client = client
         self._own = own_domid
+        # One domain at a time: all transactions touch the same parents and would meet conflicts.
+        self._lock = trio.Lock()
         self._written: dict[int, dict[str, str]] = {}
 
     def forget(self) -> None:
@@ -55,18 +61,22 @@ class Publisher:
         before = self._written.get(domid)
         if before == values:
             return True
-        keep_pid = status.state is DomainState.FAILED
+        pid, state = self._device_model(domid)
 
         async def body(transaction: Transaction) -> bool:
-            answers = await transaction.batch([requests.read(domain_path(domid))])
-            if absent_as_none(answers[0]) is None:
+            if await read(transaction, domain_path(domid)) is None:
                 return False
+            kept: set[str] = set()
+            if not await self._is_ours(transaction, domid):
+                kept = {pid, state}
+            elif status.state is DomainState.FAILED:
+                # As libxl leaves it: it tells that a device model ran and is dead.
+                kept = {pid}
             old = before
             if old is None:
-                old = await self._clear(transaction, domid)
-            stale = [path for path in old if path not in values]
-            if keep_pid:  # as libxl leaves it: it tells that a device model ran and is dead
-                stale = [path for path in stale if not path.endswith("/device-model-pid")]
+                await self._clear(transaction, domid)
+                old = dict.fromkeys((pid, state), "")
+            stale = [path for path in old if path not in values and path not in kept]
             changed = [
                 requests.write(path, value)
                 for path, value in values.items()
@@ -76,23 +86,35 @@ class Publisher:
             await self._prune_errors(transaction, stale)
             return True
 
-        if done := await self._client.transaction(body):
-            self._written[domid] = values
-        else:
-            self._written.pop(domid, None)
+        async with self._lock:
+            if done := await self._client.transaction(body):
+                self._written[domid] = values
+            else:
+                self._written.pop(domid, None)
         return done
 
-    async def _clear(self, transaction: Transaction, domid: int) -> dict[str, str]:
-        """Remove what an earlier xencolod left; return nothing as written."""
+    def _device_model(self, domid: int) -> tuple[str, str]:
+        """Return the nodes that libxl writes too: pid and state of the device model."""
+        return (
+            f"{domain_path(domid)}/image/device-model-pid",
+            f"{device_model_path(domid, self._own)}/state",
+        )
+
+    async def _is_ours(self, transaction: Transaction, domid: int) -> bool:
+        """Whether the device model's nodes tell of a QEMU of xencolod's, of an earlier one's too."""
+        theirs = await read(transaction, self._device_model(domid)[0])
+        return theirs is not None and theirs == await read(
+            transaction, f"{colo_path(domid)}/{QEMU_PID}"
+        )
+
+    async def _clear(self, transaction: Transaction, domid: int) -> None:
+        """Remove what was said in places of xencolod's own."""
         base = colo_path(domid)
         names = await directory(transaction, base)
-        doomed = [f"{base}/{name}" for name in names if name not in _INPUTS]
-        doomed.append(f"{device_model_path(domid, self._own)}/state")
+        doomed = [requests.rm(f"{base}/{name}") for name in names if name not in _INPUTS]
+        await demand(transaction, doomed, absent_ok=[Op.RM])
         errors = f"/local/domain/{self._own}/error/backend/qdisk/{domid}"
-        batch: list[Request] = [*map(requests.rm, doomed)]
-        await demand(transaction, batch, absent_ok=[Op.RM])
         await remove_with_empty_parents(transaction, errors, depth=2)
-        return {}
 
     async def _prune_errors(self, transaction: Transaction, stale: list[str]) -> None:
         for path in stale:
@@ -107,19 +129,20 @@ class Publisher:
         base = colo_path(domid)
 
         async def body(transaction: Transaction) -> None:
+            ours = await self._is_ours(transaction, domid)
             await self._clear(transaction, domid)
-            home = await transaction.batch([requests.read(domain_path(domid))])
-            if absent_as_none(home[0]) is None:
+            if await read(transaction, domain_path(domid)) is None:
                 await remove_with_empty_parents(transaction, base, depth=1)
                 await remove_with_empty_parents(
                     transaction, device_model_path(domid, self._own), depth=0
                 )
                 return
-            pid = f"{domain_path(domid)}/image/device-model-pid"
-            if pid in self._written.get(domid, {}):
-                await demand(transaction, [requests.rm(pid)], absent_ok=[Op.RM])
+            if not await directory(transaction, base):
+                await demand(transaction, [requests.rm(base)], absent_ok=[Op.RM])
+            if ours:
+                for path in self._device_model(domid):
+                    await remove_with_empty_parents(transaction, path, depth=1)
 
-        await self._client.transaction(body)
-        self._written.pop(domid, None)
-
-
+        async with self._lock:
+            await self._client.transaction(body)
+            self._written.pop(domid, None)

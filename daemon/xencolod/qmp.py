@@ -1,7 +1,7 @@
 """QMP on trio: one connection, commands answered by id, each with a deadline."""
 
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -30,7 +30,9 @@ class Qmp:
         self._ended = trio.Event()
         self.version = (0, 0, 0)
 
-    async def execute(self, command: str, *, timeout: float = 10.0, **arguments: Any) -> Any:  # noqa: ANN401 - JSON
+    async def execute(
+        self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = 10.0
+    ) -> Any:  # noqa: ANN401 - JSON
         """Return what the command returns.
 
         Cancelled or late, the command may still be performed by QEMU.
@@ -41,7 +43,7 @@ class Qmp:
         """
         if self._closed:
             raise QmpClosed(*self._closed.args)
-        number, line = self._session.command(command, arguments)
+        number, line = self._session.command(command, arguments or {})
         send, receive = trio.open_memory_channel[Reply](1)
         self._replies[number] = send
         try:
@@ -80,7 +82,7 @@ class Qmp:
             raise QmpClosed(*self._closed.args)
         if not self._greeted.is_set():
             raise QmpClosed("QEMU sent no QMP greeting in time; another client may be connected")
-        await self.execute("qmp_capabilities", timeout=deadline - trio.current_time())
+        await self.execute("qmp_capabilities", timeout=max(0.0, deadline - trio.current_time()))
 
     async def receive(self) -> None:
         """Take what QEMU says until it closes; then every command under way ends with QmpClosed."""

@@ -20,9 +20,10 @@ from xencolod.supervisor import Settings, Supervisor
 from xencolod.views import missing_images, read_domains
 from xencolod.xenstore import Client, Watch, read
 
-#: An image that was missing is looked for this often, in seconds: no watch tells of files.
-_IMAGE_RECHECK = 5.0
-#: A pass that xenstored failed is repeated after this many seconds.
+#: What no watch tells of is looked at this often, in seconds: an image that was missing, the end of
+#: somebody else's device model. What could not be published is tried again then.
+_RECHECK = 5.0
+#: A pass that xenstored failed, or that found its store empty, is repeated after this many seconds.
 _RETRY = 0.5
 
 
@@ -66,7 +67,8 @@ class _Known:
     suspicions: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     status: DomainStatus | None = None
     role_error: str | None = None
-    images_missing: bool = False
+    recheck: bool = False
+    unsaid: bool = False
 
 
 class Reconciler:
@@ -82,6 +84,9 @@ class Reconciler:
         self.dirty = Dirty()
         self.first_pass = trio.Event()
         self.counts = (0, 0)
+        # Domains that were known when the store was seen empty, and have not been seen in it since.
+        self._unproven: set[int] = set()
+        self._lost: str | None = None
 
     @property
     def _config(self) -> Config:
@@ -112,11 +117,19 @@ class Reconciler:
     def connection_changed(self, error: XenstoreError | None) -> None:
         """Note that xenstored came or went; what was written to it counts no more."""
         if error is None:
+            self._lost = None
             emit(self._log, "xenstore.connected", socket=self._client.path)
             self._publisher.forget()
             self.dirty.mark()
-        elif self.first_pass.is_set() or not self._known:
-            emit(self._log, "xenstore.lost", socket=self._client.path, error=str(error))
+        elif str(error) != self._lost:  # once, and not at each attempt
+            self._lost = str(error)
+            emit(self._log, "xenstore.lost", socket=self._client.path, error=self._lost)
+
+    def start_over(self) -> None:
+        """Look at everything again, at what was given up too."""
+        for known in self._known.values():
+            known.supervisor.retry()
+        self.dirty.mark()
 
     # -- cycles ----------------------------------------------------------------------------------
 
@@ -129,7 +142,7 @@ class Reconciler:
             if trio.current_time() >= rescan_at:
                 self.dirty.mark()
             for domid, known in self._known.items():
-                if known.images_missing:
+                if known.recheck:
                     self.dirty.mark(domid)
             if self.dirty.everything:
                 rescan_at = trio.current_time() + self._config.daemon.rescan
@@ -143,9 +156,8 @@ class Reconciler:
                 await trio.sleep(_RETRY)
 
     def _patience(self, rescan_at: float) -> float:
-        if any(known.images_missing for known in self._known.values()):
-            return _IMAGE_RECHECK
-        return max(0.0, rescan_at - trio.current_time())
+        left = max(0.0, rescan_at - trio.current_time())
+        return min(left, _RECHECK) if any(k.recheck for k in self._known.values()) else left
 
     def _mark_again(self, domains: Iterable[int], *, everything: bool) -> None:
         for domid in domains:
@@ -163,7 +175,8 @@ class Reconciler:
         started = trio.current_time()
         own = self._config.daemon.domid
         if await read(self._client, domain_path(own)) is None:
-            emit(self._log, "xenstore.empty", path=domain_path(own))
+            await self._wait_filled(domain_path(own))
+            self.dirty.mark()
             return
         if everything:
             domains = domains | set(await domids(self._client, own)) | self._known.keys()
@@ -179,11 +192,26 @@ class Reconciler:
             ours,
             xen=self._settings.xen,
         )
+        self._unproven -= {domid for domid, view in views.items() if view.exists}
+        views = {domid: view for domid, view in views.items() if domid not in self._unproven}
         missing = await self._missing_images(views.values())
         async with trio.open_nursery() as nursery:
             for view in views.values():
                 nursery.start_soon(self._settle, view, missing.get(view.domid, {}))
         self._done(started, len(views), sum(len(view.devices) for view in views.values()))
+
+    async def _wait_filled(self, home: str) -> None:
+        """Wait until the store knows this domain, without a deadline: nothing can be done before.
+
+        An empty store has lost what it held: until a domain is seen in it again, its absence does not
+        tell that it has gone, and its QEMU is left alone.
+
+        :raises XenstoreError: xenstored failed.
+        """
+        emit(self._log, "xenstore.empty", path=home)
+        self._unproven = set(self._known)
+        while await read(self._client, home) is None:
+            await trio.sleep(_RETRY)
 
     def _done(self, started: float, domains: int, devices: int) -> None:
         seconds = round(trio.current_time() - started, 4)
@@ -225,11 +253,16 @@ class Reconciler:
             return
         known = known or await self._supervise(view.domid)
         decided = plan(view, known.supervisor.machine, self._policy(), missing)
-        known.images_missing = bool(missing)
+        known.recheck = bool(missing) or (view.managed and view.foreign is not None)
         self._say(view, known, decided, missing)
         known.devices = view.devices
         known.supervisor.want(decided.launch)
-        await self._publish(view, known, decided)
+        try:
+            await self._publish(view, known, decided)
+        except XenstoreError as error:
+            known.recheck = True
+            emit(self._log, "xenstore.failed", domid=view.domid, error=str(error))
+            return
         if not view.devices and not view.managed and known.supervisor.machine == Machine():
             known.scope.cancel()
             del self._known[view.domid]
@@ -246,17 +279,17 @@ class Reconciler:
         return known
 
     async def _publish(self, view: Domain, known: _Known, decided: Plan) -> None:
-        before, known.status = known.status, decided.status
+        said, known.status = known.status is not None or known.unsaid, decided.status
+        known.unsaid = True
         if decided.status and view.exists:
             await self._publisher.publish(view.domid, decided.status)
-        elif decided.status is None and (before or not view.devices):
+        elif decided.status is None and (said or not view.devices):
             await self._publisher.withdraw(view.domid)
+        known.unsaid = False
 
     # -- saying ----------------------------------------------------------------------------------
 
-    def _say(
-        self, view: Domain, known: _Known, decided: Plan, missing: Mapping[int, str]
-    ) -> None:
+    def _say(self, view: Domain, known: _Known, decided: Plan, missing: Mapping[int, str]) -> None:
         log = self._log.bind(domid=view.domid)
         self._say_devices(view, known)
         self._say_complaints(view, known, decided, missing)
@@ -323,9 +356,7 @@ class Reconciler:
         before = {(devid, path) for devid, path, kind in known.complaints if kind != "skipped"}
         for devid, path in sorted(before - wrong):
             if devid in view.devices:
-                log = self._log.bind(
-                    domid=view.domid, devid=devid, vdev=_vdev(view.devices[devid])
-                )
+                log = self._log.bind(domid=view.domid, devid=devid, vdev=_vdev(view.devices[devid]))
                 emit(log, "device.mended", path=path, node=path.rpartition("/")[2])
         known.complaints = now
 

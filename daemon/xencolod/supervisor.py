@@ -66,16 +66,21 @@ class Supervisor:
         self._attempts = 0
         self._changed.set()
 
+    def retry(self) -> None:
+        """Forget a failure: what it came from may have been mended where no node tells of it."""
+        if self.machine.phase is Phase.FAILED:
+            self.want(None)
+            self._set(Phase.ABSENT)
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled; the QEMU goes on then. Started once it is known whether one lives."""
         process = adopt(files(self._settings.config, self.domid))
         if process:
-            self._wanted = launch_in(self.domid, process.argv)
-            self._set(Phase.STARTING, self._wanted, process)
+            self._take_over(process)
         task_status.started()
         while True:
             if process:
-                await self._tend(process, fresh=False)
+                await self._tend(process, launch_in(self.domid, process.argv), fresh=False)
                 process = None
             elif self._wanted is None:
                 self._set(Phase.ABSENT)
@@ -87,19 +92,25 @@ class Supervisor:
 
     # -- starting --------------------------------------------------------------------------------
 
+    def _take_over(self, process: Process) -> None:
+        self._wanted = launch_in(self.domid, process.argv)
+        self._set(Phase.STARTING, self._wanted, process)
+
     async def _bring_up(self, launch: Launch) -> None:
         config = self._settings.config
-        self._set(Phase.STARTING, launch)
+        # Until QEMU is spawned there is none: what is wanted may still change, whatever the policy.
+        self._set(Phase.ABSENT)
         pause = config.daemon.settle if not self._attempts else self._pause()
         with trio.move_on_after(pause):
             await self._wait_changed()
             return
+        if self._wanted != launch:  # since the pause ended
+            return
         self._attempts += 1
         where = files(config, self.domid)
         if process := adopt(where):
-            self._wanted = launch_in(self.domid, process.argv)
-            self._set(Phase.STARTING, self._wanted, process)
-            await self._tend(process, fresh=False)
+            self._take_over(process)
+            await self._tend(process, launch_in(self.domid, process.argv), fresh=False)
             return
         try:
             process = spawn(config, launch, where, xen=self._settings.xen)
@@ -113,8 +124,8 @@ class Supervisor:
             attempt=self._attempts,
             argv=list(process.argv),
         )
-        self.machine = self.machine._replace(launch=launch)
-        await self._tend(process, fresh=True)
+        self._set(Phase.STARTING, launch, process)
+        await self._tend(process, launch, fresh=True)
 
     def _pause(self) -> float:
         qemu = self._settings.config.qemu
@@ -135,20 +146,21 @@ class Supervisor:
         if given_up:
             emit(self._log, "qemu.failed", error=error)
             self._set(Phase.FAILED, launch, error=error)
+        else:
+            self._set(Phase.ABSENT)
 
     # -- living ----------------------------------------------------------------------------------
 
-    async def _tend(self, process: Process, *, fresh: bool) -> None:
+    async def _tend(self, process: Process, launch: Launch, *, fresh: bool) -> None:
         """Stay with a living QEMU until it has ended; ``fresh`` while it has not greeted yet."""
-        launch = self._wanted
-        if launch is None:
-            raise AssertionError("a QEMU that nobody wants is ended, not tended")
         error, ended = "", False
         try:
             while not process.exited:
                 try:
                     async with self._greeted(process) as qmp:
-                        self._running(process, launch, qmp, fresh=fresh)
+                        # One that became unwanted meanwhile has run no guest: it is not announced.
+                        if self._wanted == launch:
+                            self._running(process, launch, qmp, fresh=fresh)
                         fresh = False
                         await first(process.wait, lambda: self._unwanted(launch), qmp.wait_closed)
                         if self._wanted != launch and not process.exited:

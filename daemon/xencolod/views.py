@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -87,9 +88,7 @@ async def read_domains(
     """
     batch = [request for domid in domids for request in _domain_requests(domid, own_domid)]
     answers = await client.spread(batch)
-    heads = {
-        domid: answers[i * _COUNT : (i + 1) * _COUNT] for i, domid in enumerate(domids)
-    }
+    heads = {domid: answers[i * _COUNT : (i + 1) * _COUNT] for i, domid in enumerate(domids)}
     places = [
         DevicePaths(domid, devid, own_domid)
         for domid in domids
@@ -100,7 +99,7 @@ async def read_domains(
         if device:
             devices[place.domid][place.devid] = device
     return {
-        domid: _domain(domid, head, devices[domid], trusted, ours.get(domid), xen=xen)
+        domid: _domain(domid, head, devices[domid], trusted, ours, xen=xen)
         for domid, head in heads.items()
     }
 
@@ -122,27 +121,40 @@ def _domain(
     head: Sequence[Answer],
     devices: Mapping[int, Device],
     trusted: frozenset[int],
-    own_pid: int | None,
+    ours: Mapping[int, int | None],
     *,
     xen: bool,
 ) -> Domain:
     values = dict(zip(_Nodes._fields, map(absent_as_none, head), strict=False))
     role, role_error = _role(domid, values["role"], head[len(_Nodes._fields)], trusted)
     pid = _number(values["device_model_pid"])
-    foreign, gone = _device_model(domid, pid, own_pid)
+    foreign, gone = _device_model(domid, pid, ours)
     if not foreign and not gone and xen and values["dm_version"] in _LIBXL_DEVICE_MODELS:
         foreign = "libxl runs the domain's device model (dm-version), as for every domain of xl's"
     return Domain(
         domid=domid,
         exists=values["home"] is not None,
-        name=(values["name"] or b"").decode("utf-8", "replace") or f"domain-{domid}",
-        uuid=(values["vm"] or b"").decode("utf-8", "replace").removeprefix("/vm/") or None,
+        name=_printable(values["name"]) or f"domain-{domid}",
+        uuid=_uuid(values["vm"]),
         role=role,
         role_error=role_error,
         foreign=foreign,
         gone_pid=gone,
         devices=devices,
     )
+
+
+def _printable(value: bytes | None) -> str:
+    """Return the text without what no command line and no log can hold."""
+    return "".join(filter(str.isprintable, (value or b"").decode("utf-8", "replace")))
+
+
+_VM = re.compile(rb"/vm/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", re.IGNORECASE)
+
+
+def _uuid(value: bytes | None) -> str | None:
+    match = _VM.fullmatch(value or b"")
+    return match[1].decode() if match else None
 
 
 def _role(
@@ -165,10 +177,14 @@ def _number(value: bytes | None) -> int | None:
     return int(value) if value and value.isdigit() and len(value) < 10 else None
 
 
-def _device_model(domid: int, pid: int | None, own_pid: int | None) -> tuple[str | None, int | None]:
+def _device_model(
+    domid: int, pid: int | None, ours: Mapping[int, int | None]
+) -> tuple[str | None, int | None]:
     """Return who else runs the device model, in words, and the pid of one that ran and is dead."""
-    if pid is None or pid == own_pid:
+    if pid is None or pid == ours.get(domid):
         return None, None
+    if pid in ours.values():
+        return None, pid  # the pid was used again, for another domain's
     try:
         argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except (FileNotFoundError, ProcessLookupError):

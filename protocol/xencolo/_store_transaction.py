@@ -25,7 +25,12 @@ class _Access:
 
 @dataclass(slots=True)
 class Transaction:
-    """A view in which all that was accessed stays as it was then."""
+    """A view in which all that was accessed stays as it was then.
+
+    Nodes first accessed after somebody else's change may disagree with those from before it, a child
+    with its parent. Xenstored then lists a child twice, here it is there once; both say EAGAIN at
+    the end.
+    """
 
     base: Tree
     number: int
@@ -100,7 +105,9 @@ class Transaction:
         access.fire_exact = exact and access.fire_exact is not False
 
     def commit(self, max_owned: int | None) -> Iterator[Change]:
-        """Make it so and return what watches are to hear, in the order of the first accesses.
+        """Make it so, node by node in the order of the first accesses; yields each that changed.
+
+        As in xenstored, who may hear of a node is decided before the nodes after it are changed.
 
         :param max_owned: the quota of nodes, None if the caller has none.
         :raises StoreError: EAGAIN, something accessed has changed; ENOSPC, over the quota; ENOMEM,
@@ -115,17 +122,14 @@ class Transaction:
             node = nodes.get(path)
             if (None if node is None else node.generation) != access.seen:
                 raise StoreError(errno.EAGAIN)
+        for domid, change in self.changed_owned.items():
+            self.base.count(domid, change)
         for path, access in self.accesses.items():
             if access.modified:
                 self._apply(path, access)
-        for domid, change in self.changed_owned.items():
-            self.base.count(domid, change)
-        return (
-            Change(path, access.fire_exact, access.before)
-            for path, access in self.accesses.items()
             # What came and went inside the transaction was never there.
-            if access.fire_exact is not None and (access.node or access.before)
-        )
+            if access.fire_exact is not None and (access.node or access.before):
+                yield Change(path, access.fire_exact, access.before)
 
     def _over(self, max_owned: int) -> bool:
         changes = self.changed_owned.items()

@@ -226,6 +226,7 @@ def look_up(view: View, caller: Caller, path: str, need: int) -> Node:
         above = _rights_above(view, caller, path)
         raise StoreError(errno.ENOENT if above & need else errno.EACCES, path=path)
     if caller.rights(node.grants) & need != need:
+        _rights_above(view, caller, path)  # xenstored asks for them, so they are accessed
         raise StoreError(errno.EACCES, path=path)
     return node
 
@@ -290,16 +291,24 @@ def create(view: View, caller: Caller, path: str, value: bytes, quotas: Quotas) 
 
 
 def remove(view: View, path: str) -> Iterator[Change]:
-    """Take away a node and all below it; yields each before it goes, children first."""
+    """Take away a node and all below it; yields each before it goes, children first.
+
+    :raises StoreError: EIO or EINVAL, parent and child disagree: the transaction read one of them
+        before, the other after somebody else's change. Its commit will say EAGAIN.
+    """
+    above, name = parent_of(path), path.rpartition("/")[2]
+    if (parent := view.get(above)) is None:
+        raise StoreError(errno.EINVAL, path=path)
     yield from _remove_below(view, path, path)
-    view.get(parent_of(path))
-    view.edit(parent_of(path)).children.pop(path.rpartition("/")[2])
+    if name not in parent.children:
+        raise StoreError(errno.EIO, path=path)
+    del view.edit(above).children[name]
 
 
 def _remove_below(view: View, path: str, root: str) -> Iterator[Change]:
     node = view.get(path)
     if node is None:
-        return  # gone since the transaction read its parent: the commit will say EAGAIN
+        raise StoreError(errno.EIO, path=path)
     for name in list(node.children):
         yield from _remove_below(view, child_of(path, name), root)
     yield Change(path, path != root, node.grants)

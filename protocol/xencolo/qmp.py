@@ -4,6 +4,7 @@ Source: QEMU's ``docs/interop/qmp-spec.rst``.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -116,11 +117,11 @@ class Session:
         self._commands: dict[int, str] = {}
         self._last_id = 0
 
-    def command(self, name: str, arguments: dict[str, Json]) -> tuple[int, bytes]:
+    def command(self, name: str, arguments: Mapping[str, Json]) -> tuple[int, bytes]:
         """Return the command's id, by which its reply will be known, and its line."""
         self._last_id += 1
         self._commands[self._last_id] = name
-        message = {"execute": name, "arguments": arguments, "id": self._last_id}
+        message = {"execute": name, "arguments": dict(arguments), "id": self._last_id}
         return self._last_id, json.dumps(message).encode() + b"\n"
 
     def feed(self, data: bytes) -> list[Greeting | Reply | Event]:

@@ -1,7 +1,7 @@
 """Requests to xenstored as values: built and checked here, numbered and sent by a client.
 
-Source: Xen's ``docs/misc/xenstore.txt``. Every builder raises :exc:`~xencolo.errors.PathError` for a path that
-xenstored would refuse.
+Source: Xen's ``docs/misc/xenstore.txt``. Every builder raises :exc:`~xencolo.errors.PathError` for
+a path that xenstored would refuse.
 """
 
 from collections.abc import Iterable

@@ -340,7 +340,9 @@ class Host:
 
     # -- its log --------------------------------------------------------------------------------
 
-    def events(self, name: str | None = None, /, *, since: int = 0, **fields: Any) -> list[dict[str, Any]]:
+    def events(
+        self, name: str | None = None, /, *, since: int = 0, **fields: Any
+    ) -> list[dict[str, Any]]:
         """Return the events so far, or those of a name and with these fields."""
         if not self.log.exists():
             return []
@@ -511,14 +513,20 @@ class Host:
 
     def close(self) -> None:
         """End every process that was started, by its pid."""
+        # First: pyxs's thread does not survive the end of an embedded store.
+        self.leave_store()
         if self.alive:
             self.kill()
         for pid in self.qemus():
             end(pid)
         for process in self._ended:
             process.end()
+
+    def leave_store(self) -> None:
+        """End the connection to xenstore; the next use opens another."""
         if self._store:
             self._store.close()
+            self._store = None
 
 
 def argv_of(pid: int) -> list[str]:

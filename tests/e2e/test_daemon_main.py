@@ -29,9 +29,7 @@ def xencolo(host: Host, *words: str) -> str:
 
 
 @pytest.fixture(params=["xenstored", "oxenstored", "embedded"])
-def any_host(
-    request: pytest.FixtureRequest, tmp_path: Path, images: Images
-) -> Iterator[Host]:
+def any_host(request: pytest.FixtureRequest, tmp_path: Path, images: Images) -> Iterator[Host]:
     """A host on each kind of store."""
     if request.param == "embedded":
         made = Host(tmp_path, images, f"embedded:{tmp_path}/store")
@@ -84,6 +82,7 @@ class TestRoles:
             assert colo[f"/libxl/{domid}/colo/device/51712/state"] == "ready"
             assert host.store.read(f"/local/domain/{domid}/image/device-model-pid") == str(pid)
             assert host.store.read(f"/local/domain/0/device-model/{domid}/state") == "running"
+        host.leave_store()
         assert host.stop() == 0
         assert nodes_of(host, 5, host.qemu(5)).keys() == nodes_of(host, 7, host.qemu(7)).keys()
         assert set(nodes_of(host, 5, host.qemu(5)).values()) == {"quorum"}

@@ -31,6 +31,9 @@ class GuestRing:
         page = directory / f"ring.{domid}"
         with page.open("r+b") as file:
             self._page = mmap.mmap(file.fileno(), _PAGE)
+        # The server reads an index at any time: each must change in one store, and struct.pack_into()
+        # writes zeros first.
+        self._words = memoryview(self._page).cast("I")
         woken = directory / f"evtchn.{port}"
         woken.unlink(missing_ok=True)
         os.mkfifo(woken)
@@ -48,6 +51,7 @@ class GuestRing:
     ) -> None:
         os.close(self._woken)
         os.close(self._wake)
+        self._words.release()
         self._page.close()
 
     def sendall(self, data: bytes) -> None:
@@ -74,7 +78,7 @@ class GuestRing:
         """
         while True:
             consumed = self._index(_RSP_CONS)
-            count = self._index(_RSP_PROD) - consumed
+            count = (self._index(_RSP_PROD) - consumed) & 0xFFFF_FFFF
             at = consumed % _RING
             if count:
                 start = _RESPONSES + at
@@ -84,11 +88,10 @@ class GuestRing:
             self._wait()
 
     def _index(self, offset: int) -> int:
-        index: int = struct.unpack_from("=I", self._page, offset)[0]
-        return index
+        return self._words[offset // 4]
 
     def _advance(self, offset: int, count: int) -> None:
-        struct.pack_into("=I", self._page, offset, self._index(offset) + count)
+        self._words[offset // 4] = (self._index(offset) + count) & 0xFFFF_FFFF
         os.write(self._wake, self._port)
 
     def _wait(self) -> None:
