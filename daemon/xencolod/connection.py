@@ -165,11 +165,6 @@ class Connection:
                     self._on_event(packet)
                 else:
                     self._answer(packet)
-            import os
-
-            k = float(os.environ.get("K", "0"))
-            if k and len(self._pending) > 8:
-                await trio.sleep(min(len(self._pending) * k * 1e-6, 0.002))
         middle = f" in the middle of a message ({decoder.pending} bytes)" if decoder.pending else ""
         raise ConnectionLost(f"{self._path}: xenstored closed the connection{middle}")
 

@@ -114,12 +114,12 @@ class Publisher:
         doomed = [requests.rm(f"{base}/{name}") for name in names if name not in _INPUTS]
         await demand(transaction, doomed, absent_ok=[Op.RM])
         errors = f"/local/domain/{self._own}/error/backend/qdisk/{domid}"
-        await remove_with_empty_parents(transaction, errors, depth=2)
+        await remove_with_empty_parents(transaction, errors, depth=3)
 
     async def _prune_errors(self, transaction: Transaction, stale: list[str]) -> None:
         for path in stale:
             if "/error/backend/" in path:
-                await remove_with_empty_parents(transaction, path.removesuffix("/error"), depth=3)
+                await remove_with_empty_parents(transaction, path.removesuffix("/error"), depth=4)
 
     async def withdraw(self, domid: int) -> None:
         """Remove all that was said of a domain.

@@ -496,6 +496,10 @@ class Host:
         (pid,) = self.qemus(domid)
         return pid
 
+    def has_open(self, domid: int, *paths: str) -> bool:
+        """Tell whether a QEMU of the domain has these files open."""
+        return any(open_files(pid).issuperset(paths) for pid in self.qemus(domid))
+
     def qmp_socket(self, domid: int) -> Path:
         """Return the QMP socket of the domain's QEMU."""
         words = argv_of(self.qemu(domid))
@@ -547,9 +551,10 @@ def end(pid: int) -> None:
 def open_files(pid: int) -> set[str]:
     """Return the files that a process has open."""
     found = set()
-    for entry in os.scandir(f"/proc/{pid}/fd"):
-        with suppress(FileNotFoundError):
-            found.add(os.readlink(entry.path))
+    with suppress(FileNotFoundError, PermissionError):  # it has ended
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with suppress(FileNotFoundError):
+                found.add(os.readlink(entry.path))
     return found
 
 
