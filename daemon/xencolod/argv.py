@@ -24,7 +24,8 @@ def command_line(
     :param xen: whether QEMU is the device model of a domain of Xen's.
     """
     qemu = config.qemu
-    name = launch.name.replace(",", ",,")
+    # No argument can hold a NUL, and no table or log should get a new line.
+    name = "".join(filter(str.isprintable, launch.name)).replace(",", ",,")
     chardev = f"{OWN_ID_PREFIX}-{nonce}"
     return [
         qemu.binary,

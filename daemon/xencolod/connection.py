@@ -14,6 +14,8 @@ Answer = bytes | StoreError
 
 #: oxenstored has a name of its own for what is ENOSPC in the C xenstored.
 _ERRNOS = ERRNOS | {b"EQUOTA": errno.ENOSPC}
+# Plain numbers: to look a member up in its enum costs as much as the rest of an answer's way.
+_WATCH_EVENT, _ERROR = int(Op.WATCH_EVENT), int(Op.ERROR)
 _RECEIVE = 1 << 18
 #: Seconds between attempts while xenstored's queue of new connections is full.
 _QUEUE_FULL_PAUSE = 0.01
@@ -161,7 +163,7 @@ class Connection:
         while data := await self._stream.receive_some(_RECEIVE):
             self._heard = trio.current_time()
             for packet in decoder.feed(data):
-                if packet.op == Op.WATCH_EVENT:
+                if packet.op == _WATCH_EVENT:
                     self._on_event(packet)
                 else:
                     self._answer(packet)
@@ -171,17 +173,19 @@ class Connection:
     def _answer(self, packet: Packet) -> None:
         op, rq_id, _, payload = packet
         try:
-            batch, index = self._pending.pop(rq_id)
+            batch, index = self._pending[rq_id]
         except KeyError:
             raise WireError(f"answer to request {rq_id}, which is not under way") from None
         if op == batch.requests[index].op:
             batch.answers[index] = payload
-        elif op == Op.ERROR:
+        elif op == _ERROR:
             request = batch.requests[index]
             number = _ERRNOS.get(payload.rstrip(b"\0"), errno.EIO)
             batch.answers[index] = StoreError(number, Op(request.op).name, request.path)
         else:
+            # Still pending: the end of the connection ends its batch as well.
             raise WireError(f"answer of type {op} to a request of type {batch.requests[index].op}")
+        del self._pending[rq_id]
         batch.missing -= 1
         if not batch.missing:
             batch.complete()

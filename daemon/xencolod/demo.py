@@ -134,7 +134,7 @@ class Demo:
             _tell(f"  {flag} {value}")
         printed = self.xencolo("drives", str(domid), "--json", quiet=True)
         _check(json.loads(printed) == list(drives), "these are the drives of its role")
-        opened = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
+        opened = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
         images = {name for name in opened if name.startswith(str(self.folder))}
         _check(str(self.folder / image) in images, f"and it has opened {image}")
 

@@ -134,7 +134,7 @@ def _domain(
     return Domain(
         domid=domid,
         exists=values["home"] is not None,
-        name=_printable(values["name"]) or f"domain-{domid}",
+        name=(values["name"] or b"").decode("utf-8", "replace") or f"domain-{domid}",
         uuid=_uuid(values["vm"]),
         role=role,
         role_error=role_error,
@@ -142,11 +142,6 @@ def _domain(
         gone_pid=gone,
         devices=devices,
     )
-
-
-def _printable(value: bytes | None) -> str:
-    """Return the text without what no command line and no log can hold."""
-    return "".join(filter(str.isprintable, (value or b"").decode("utf-8", "replace")))
 
 
 _VM = re.compile(rb"/vm/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", re.IGNORECASE)
@@ -163,14 +158,21 @@ def _role(
     if value is None:
         return None, None
     try:
-        entries = parse_permissions(absent_as_none(permissions) or b"")
-        domids, anybody = writers(entries)
-        if anybody or not domids <= trusted:
-            path = f"{colo_path(domid)}/{ROLE}"
-            raise UntrustedNode(path, ",".join(map(str, entries)))
+        _trust(f"{colo_path(domid)}/{ROLE}", permissions, trusted)
         return parse_role(domid, value), None
     except (UntrustedNode, WrongNode) as error:
         return None, str(error)
+
+
+def _trust(path: str, permissions: Answer, trusted: frozenset[int]) -> None:
+    """Check that only trusted domains could have written a node.
+
+    :raises UntrustedNode: another could have.
+    """
+    entries = parse_permissions(absent_as_none(permissions) or b"")
+    domids, anybody = writers(entries)
+    if anybody or not domids <= trusted:
+        raise UntrustedNode(path, ",".join(map(str, entries)))
 
 
 def _number(value: bytes | None) -> int | None:

@@ -1,11 +1,13 @@
 """A device read back from its nodes, by the table in :mod:`xencolo.nodes`.
 
-Reading believes the toolstack's copy, ``/libxl/<D>/device/vbd/<devid>``: a backend may live in a driver
-domain (XSA-178) and the guest owns its frontend (XSA-175). The backend's own nodes must say the same.
+Reading believes the toolstack's copy, ``/libxl/<D>/device/vbd/<devid>``: a backend may live in a
+driver domain (XSA-178) and the guest owns its frontend (XSA-175). The backend's own nodes must say the
+same.
 """
 
 import errno
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from xencolo import requests
@@ -23,7 +25,7 @@ from xencolo.errors import (
 from xencolo.nodes import BACKEND_NODES, LIBXL_NODES, Fields, Need, Node
 from xencolo.paths import DevicePaths, parse_backend
 from xencolo.requests import Request
-from xencolo.wire import parse_permissions, writers
+from xencolo.wire import Op, parse_permissions, writers
 
 Answer = bytes | StoreError
 
@@ -52,25 +54,33 @@ class Device(NamedTuple):
     suspicions: tuple[str, ...] = ()
 
 
+#: What is asked of each directory; the empty name is the directory itself.
+_OF_LIBXL = (
+    (Op.GET_PERMS, ""),
+    *((Op.READ, node.name) for node in _DESCRIPTION),
+    *((Op.GET_PERMS, node.name) for node in _DESCRIPTION),
+)
+_OF_BACKEND = (
+    (Op.GET_PERMS, ""),
+    *((Op.READ, name) for name in _LIVE),
+    *((Op.READ, node.name) for node in _COPIED),
+)
+_OF_FRONTEND = ((Op.READ, "backend"),)
+
+#: How many answers belong to one device.
+ANSWERS = len(_OF_LIBXL) + len(_OF_BACKEND) + len(_OF_FRONTEND)
+
+
 def read_requests(paths: DevicePaths) -> list[Request]:
     """Return what to read of a device; the answers go to :func:`device_from_answers`.
 
     The order does not matter to xenstored, so they may be spread over several connections.
     """
-    libxl, backend = paths.libxl, paths.backend
     return [
-        requests.get_permissions(libxl),
-        requests.get_permissions(backend),
-        requests.read(f"{paths.frontend}/backend"),
-        *(requests.read(f"{backend}/{name}") for name in _LIVE),
-        *(requests.read(f"{libxl}/{node.name}") for node in _DESCRIPTION),
-        *(requests.get_permissions(f"{libxl}/{node.name}") for node in _DESCRIPTION),
-        *(requests.read(f"{backend}/{node.name}") for node in _COPIED),
+        *requests.below(paths.libxl, _OF_LIBXL),
+        *requests.below(paths.backend, _OF_BACKEND),
+        *requests.below(paths.frontend, _OF_FRONTEND),
     ]
-
-
-#: How many answers belong to one device.
-ANSWERS = 3 + len(_LIVE) + 2 * len(_DESCRIPTION) + len(_COPIED)
 
 
 def _value(answer: Answer) -> bytes | None:
@@ -90,12 +100,14 @@ def device_from_answers(
     :raises StoreError: an answer that is an error other than ENOENT.
     """
     values = [_value(answer) for answer in answers]
-    libxl_perms, backend_perms, frontend_backend = values[:3]
-    live = dict(zip(_LIVE, values[3 : 3 + len(_LIVE)], strict=True))
-    rest = iter(values[3 + len(_LIVE) :])
+    rest = iter(values)
+    libxl_perms = next(rest)
     told = {node.name: next(rest) for node in _DESCRIPTION}
     guarded = {node.name: next(rest) for node in _DESCRIPTION}
+    backend_perms = next(rest)
+    live = {name: next(rest) for name in _LIVE}
     served = {node.name: next(rest) for node in _COPIED}
+    frontend_backend = next(rest)
     if backend_perms is None and (libxl_perms is None or _served_elsewhere(told["backend"], paths)):
         return None
     told_by_toolstack = {f"{paths.libxl}/{name}": p for name, p in guarded.items()}
@@ -125,12 +137,16 @@ def _distrust(
     permissions: Mapping[str, bytes | None], trusted: frozenset[int]
 ) -> Iterator[UntrustedNode]:
     for path, payload in permissions.items():
-        if payload is None:
-            continue
-        entries = parse_permissions(payload)
-        domids, anybody = writers(entries)
-        if anybody or not domids <= trusted:
-            yield UntrustedNode(path, ",".join(map(str, entries)))
+        if payload is not None and not _trustworthy(payload, trusted):
+            shown = ",".join(map(str, parse_permissions(payload)))
+            yield UntrustedNode(path, shown)
+
+
+@lru_cache(maxsize=1024)
+def _trustworthy(permissions: bytes, trusted: frozenset[int]) -> bool:
+    """Whether trusted domains alone may write; nearly all nodes have the same few permissions."""
+    domids, anybody = writers(parse_permissions(permissions))
+    return not anybody and domids <= trusted
 
 
 def _field(

@@ -47,6 +47,19 @@ def get_permissions(path: str) -> Request:
     return _of_path(Op.GET_PERMS, path)
 
 
+def below(directory: str, questions: Iterable[tuple[int, str]]) -> list[Request]:
+    """Ask for nodes of one directory, whose path is checked once for all of them.
+
+    :param questions: (``Op.READ`` or ``Op.GET_PERMS``, name), an empty name being the directory itself.
+        The names are not checked: they come from a table.
+    """
+    base = check_path(directory)
+    return [
+        Request(op, f"{base}/{name}\0".encode() if name else f"{base}\0".encode())
+        for op, name in questions
+    ]
+
+
 def write(path: str, value: str | bytes) -> Request:
     """Write a node, making it and its parents where they are absent.
 

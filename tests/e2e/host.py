@@ -408,13 +408,6 @@ class Host:
             self._store = Store(Path(str(self._xenstore).removeprefix("embedded:")))
         return self._store
 
-    def reconnect(self) -> Store:
-        """Return the store after xenstored was ended and started again."""
-        with suppress(OSError):
-            self.store.close()
-        self._store = None
-        return self.store
-
     # -- disks ----------------------------------------------------------------------------------
 
     def disk(

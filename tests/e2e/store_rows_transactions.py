@@ -71,7 +71,7 @@ TRANSACTIONS = (
                 "A",
                 oxenstored=Differs("it replays: a write answers the same whatever was there", OK),
             ),
-            Row("dom0", Op.READ, "/c/x|", "3", oxenstored=Differs("the replay wrote", "2")),
+            Row("dom0", Op.READ, "/c/x|", "3", oxenstored=Differs("the replay wrote over it", "2")),
         ),
     ),
     Scenario(

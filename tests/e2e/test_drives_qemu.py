@@ -41,7 +41,7 @@ class Qemu:
         self.session = Session()
         self("qmp_capabilities")
 
-    def __call__(self, command: str, **arguments: Any) -> Any:  # noqa: ANN401 - JSON
+    def __call__(self, command: str, **arguments: Any) -> Any:
         number, line = self.session.command(command, arguments)
         self.connection.sendall(line)
         while True:

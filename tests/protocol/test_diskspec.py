@@ -30,7 +30,7 @@ COLO_FIELDS: dict[str, Any] = {
 }
 
 
-def x(**changes: Any) -> Disk:  # noqa: ANN401 - each field has its own type
+def x(**changes: Any) -> Disk:
     return msgspec.structs.replace(X, **changes)
 
 

@@ -185,7 +185,7 @@ def test_a_cdrom_is_on_ide_as_libxl_has_it() -> None:
     assert devices(made.arguments) == ["ide-cd,drive=plain-2080,bus=ide.1,unit=0,id=disk-2080"]
 
 
-def nested(value: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - JSON
+def nested(value: Any) -> list[dict[str, Any]]:
     """Return every node in some JSON."""
     if isinstance(value, list):
         return [node for item in value for node in nested(item)]
