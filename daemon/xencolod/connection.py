@@ -7,7 +7,7 @@ import trio
 
 from xencolo.errors import ConnectionLost, DeadlineExceeded, StoreError, WireError, XenstoreError
 from xencolo.requests import Request
-from xencolo.wire import ERRNOS, HEADER, ID_MASK, PAYLOAD_MAX, Decoder, Op, Packet
+from xencolo.wire import ERRNOS, HEADER, ID_MASK, PAYLOAD_MAX, REPLY_MAX, Decoder, Op, Packet
 
 #: An answer's payload, or the error that xenstored gave instead of it.
 Answer = bytes | StoreError
@@ -159,7 +159,8 @@ class Connection:
             await self._stream.send_all(data)
 
     async def _receive(self) -> None:
-        decoder = Decoder()
+        # oxenstored answers DIRECTORY in one message, however long.
+        decoder = Decoder(payload_max=REPLY_MAX)
         while data := await self._stream.receive_some(_RECEIVE):
             self._heard = trio.current_time()
             for packet in decoder.feed(data):

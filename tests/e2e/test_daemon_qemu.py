@@ -158,8 +158,7 @@ class TestDeaths:
         host.state(5, "running")
         assert host.qemu(5) != pid
         until(
-            lambda: host.store.read("/local/domain/5/image/device-model-pid")
-            == str(host.qemu(5)),
+            lambda: host.store.read("/local/domain/5/image/device-model-pid") == str(host.qemu(5)),
             "the new pid is said",
         )
 
