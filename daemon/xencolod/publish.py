@@ -4,13 +4,23 @@ import trio
 
 from xencolo import requests
 from xencolo.paths import DevicePaths, colo_path, device_model_path, domain_path
-from xencolo.status import QEMU_PID, DeviceState, DomainState, DomainStatus, status_values
+from xencolo.status import (
+    ANSWER,
+    COMMAND,
+    QEMU_PID,
+    QEMU_RUNS,
+    ROLE,
+    DeviceState,
+    DomainState,
+    DomainStatus,
+    status_values,
+)
 from xencolo.wire import Op
 from xencolod.devices import remove_with_empty_parents
 from xencolod.xenstore import Client, Transaction, demand, directory, read
 
-#: What the daemon does not write itself below ``colo``.
-_INPUTS = frozenset({"role"})
+#: What is no state: others write it, and the answer stays for who waits for it.
+_INPUTS = frozenset({ROLE, COMMAND, ANSWER})
 #: Half of what a value may have by the quotas of either xenstored (2048 bytes).
 _VALUE_MAX = 1024
 
@@ -18,7 +28,7 @@ _VALUE_MAX = 1024
 def published(domid: int, own_domid: int, status: DomainStatus) -> dict[str, str]:
     """Return every node that says this, path to value."""
     values = status_values(domid, status)
-    if status.state in {DomainState.RUNNING, DomainState.OUTDATED} and status.qemu_pid:
+    if status.state in QEMU_RUNS and status.qemu_pid:
         values[f"{domain_path(domid)}/image/device-model-pid"] = str(status.qemu_pid)
         values[f"{device_model_path(domid, own_domid)}/state"] = "running"
     for devid, (state, error) in status.devices.items():

@@ -19,6 +19,7 @@
     ├── DriveError             a disk that QEMU can't be given in this role
     ├── DeviceError            adding or removing a device
     ├── DomainError            a domain that isn't there, or is already
+    ├── CommandError           a command by node that can't be read, or can't be given
     ├── ConfigError            the configuration file, with line or key
     └── QmpError
         ├── QmpProtocolError   bytes that are no QMP
@@ -171,6 +172,21 @@ class DeviceError(XencoloError):
 
 class DomainError(XencoloError):
     """A domain is absent, is there already, or is Xen's to make and unmake."""
+
+
+class CommandError(XencoloError):
+    """A command by node that can't be read, or that can't be given now.
+
+    :ivar word: the command's word, ``unknown`` where it has none.
+    :ivar id: by which its answer would be known, None where it has none.
+    """
+
+    UNKNOWN = "unknown"
+
+    def __init__(self, reason: str, word: str = UNKNOWN, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(reason)
+        self.word = word
+        self.id = id
 
 
 class ConfigError(XencoloError):

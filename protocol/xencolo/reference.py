@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable, Iterator
 
+from xencolo.command import COMMANDS
 from xencolo.nodes import BACKEND_NODES, FRONTEND_NODE, FRONTEND_NODES, LIBXL_NODES, Need, Node
 from xencolo.status import STATE_MEANINGS, STATUS_NODES, DeviceState, DomainState
 
 _HEAD = """\
 # Nodes of a COLO disk
 
-Made from `protocol/xencolo/nodes.py` and `status.py` by `make pages`; a test fails when it is stale.
+Made from `nodes.py`, `status.py` and `command.py` in `protocol/xencolo` by `make pages`; a test fails when
+it is stale.
 The notation is that of Xen's `docs/misc/xenstore-paths.pandoc`: `PATH = VALUES [TAGS]`, `~` a domain's
 home `/local/domain/$DOMID`, `[w]` writable by the domain below whose home the path is, `[n]` not readable
 for guests, `[BACKEND]` in the home of a backend's domain. *Mandatory* is what must be there for the disk
@@ -43,6 +45,18 @@ Below `/libxl/$DOMID/colo`, which libxl removes with the domain, and where Xen's
 them when they change, in one transaction for a domain.
 """
 
+_COMMANDS = """
+## Commands
+
+What is written to `/libxl/$DOMID/colo/command`, by the commands of `xencolo` with the same names: a word, its
+options and `id=HEX` behind it, by which the answer is known (1 to 32 of the digits 0-9 a-f; it may be left
+out), with spaces between them. Only an empty or absent node is to be written, in a transaction: what stands
+there waits to be taken.
+
+| command | asked of | meaning | state when done |
+| --- | --- | --- | --- |
+"""
+
 
 def _entry(path: str, values: str, tags: str, *paragraphs: str) -> Iterator[str]:
     yield f"\n#### {path} = {values} [{tags}]\n"
@@ -68,6 +82,13 @@ def _states(words: type[DomainState] | type[DeviceState]) -> Iterator[str]:
         yield f"| `{word}` | {STATE_MEANINGS[word]} |\n"
 
 
+def _commands() -> Iterator[str]:
+    for rule in COMMANDS.values():
+        options = "".join(f" `{option.name}`: {option.meaning}" for option in rule.options)
+        effect = f"`{rule.effect}`" if rule.effect else "as it was"
+        yield f"| `{rule.usage}` | {', '.join(rule.roles)} | {rule.meaning}{options} | {effect} |\n"
+
+
 def page() -> str:
     """Return the whole page, Markdown."""
     parts = [
@@ -85,4 +106,5 @@ def page() -> str:
         parts += _entry(node.path, node.values, tags, f"{node.meaning} Written by {node.writer}.")
     parts += ["\n### States of a domain\n", *_states(DomainState)]
     parts += ["\n### States of a disk\n", *_states(DeviceState)]
+    parts += [_COMMANDS, *_commands()]
     return "".join(parts)

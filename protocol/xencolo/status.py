@@ -17,6 +17,17 @@ STATE = "state"
 ROLE_IN_FORCE = "role-in-force"
 ERROR = "error"
 QEMU_PID = "qemu-pid"
+COMMAND = "command"
+ANSWER = "answer"
+GENERATION = "generation"
+PEER = "peer"
+SESSION = "session"
+CHECKPOINT = "checkpoint"
+CHECKPOINT_TIME = "checkpoint-time"
+RESYNC_DONE = "resync-done"
+RESYNC_TOTAL = "resync-total"
+RESYNC_RATE = "resync-rate"
+RESYNC_LEFT = "resync-left"
 
 
 class DomainState(StrEnum):
@@ -25,6 +36,13 @@ class DomainState(StrEnum):
     WAITING = "waiting"
     LAUNCHING = "launching"
     RUNNING = "running"
+    STANDALONE = "standalone"
+    RESYNCING = "resyncing"
+    LISTENING = "listening"
+    REPLICATING = "replicating"
+    DEGRADED = "degraded"
+    FAILING_OVER = "failing-over"
+    PROMOTED = "promoted"
     OUTDATED = "outdated"
     ENDING = "ending"
     FAILED = "failed"
@@ -35,21 +53,50 @@ class DeviceState(StrEnum):
     """How one of its devices is."""
 
     READY = "ready"
+    BYPASSED = "bypassed"
     SKIPPED = "skipped"
     ERROR = "error"
 
+
+#: The states in which a QEMU is up.
+QEMU_RUNS = frozenset(
+    {
+        DomainState.RUNNING,
+        DomainState.STANDALONE,
+        DomainState.RESYNCING,
+        DomainState.LISTENING,
+        DomainState.REPLICATING,
+        DomainState.DEGRADED,
+        DomainState.FAILING_OVER,
+        DomainState.PROMOTED,
+        DomainState.OUTDATED,
+    }
+)
 
 #: What each state tells the operator.
 STATE_MEANINGS: Mapping[StrEnum, str] = {
     DomainState.WAITING: "no disk of the domain can be given to QEMU yet",
     DomainState.LAUNCHING: "QEMU is being started, or will be after a pause",
     DomainState.RUNNING: "QEMU runs with the drives that the nodes describe; with those it has, "
-    "where a disk is in `error`",
+    "where a disk is in `error`; none of its disks is a COLO disk",
+    DomainState.STANDALONE: "a primary without a secondary, as no peer was reached yet or by "
+    "`detach`: its disks have one copy",
+    DomainState.RESYNCING: "a primary copies its disks to the secondary; the `resync-` nodes say how "
+    "far it is",
+    DomainState.LISTENING: "a secondary serves its disks and waits for the primary",
+    DomainState.REPLICATING: "every write goes to both hosts; `checkpoint` tells the last common "
+    "moment",
+    DomainState.DEGRADED: "replication broke: the guest's writes reach this host alone; `error` says "
+    "why",
+    DomainState.FAILING_OVER: "a secondary takes over: what it buffered is being written to its disks",
+    DomainState.PROMOTED: "a secondary took over: it runs as the primary, without a secondary",
     DomainState.OUTDATED: "QEMU runs, with other drives than the nodes describe now",
     DomainState.ENDING: "QEMU is being ended",
     DomainState.FAILED: "QEMU died or would not start; `error` says why",
     DomainState.FOREIGN: "somebody else runs the domain's device model; it is left alone",
     DeviceState.READY: "its nodes are right and QEMU has it or will get it",
+    DeviceState.BYPASSED: "the guest's PV driver writes past the emulated disk, so nothing of it is "
+    "replicated; `error` says what to do",
     DeviceState.SKIPPED: "its nodes are right and QEMU does not emulate it; `error` says why",
     DeviceState.ERROR: "it could not be read or can't be given to QEMU; `error` says why",
 }
@@ -88,6 +135,64 @@ STATUS_NODES = (
     ),
     StatusNode(
         f"/libxl/$DOMID/colo/{QEMU_PID}", "INTEGER", "xencolod", "Pid of the QEMU that it runs."
+    ),
+    StatusNode(
+        f"/libxl/$DOMID/colo/{COMMAND}",
+        "STRING",
+        "the toolstack",
+        "A command, as the section on commands has them. xencolod empties it when it takes it, in one "
+        "transaction with the answer.",
+    ),
+    StatusNode(
+        f"/libxl/$DOMID/colo/{ANSWER}",
+        "STRING",
+        "xencolod",
+        "How the command goes that it took last: `WORD [id=HEX] (running | done [TEXT] | failed: TEXT)`, "
+        "WORD being `unknown` if there was no such command.",
+    ),
+    StatusNode(
+        f"/libxl/$DOMID/colo/{GENERATION}",
+        "INTEGER",
+        "xencolod",
+        "Which life of the disks this is; each failover begins the next one.",
+    ),
+    StatusNode(
+        f"/libxl/$DOMID/colo/{PEER}", "STRING", "xencolod", "The host at the other end, HOST:PORT."
+    ),
+    StatusNode(
+        f"/libxl/$DOMID/colo/{SESSION}",
+        "STRING",
+        "xencolod",
+        "The replication session, the same on both hosts; absent while there is none.",
+    ),
+    StatusNode(
+        f"/libxl/$DOMID/colo/{CHECKPOINT}", "INTEGER", "xencolod", "Number of the last checkpoint."
+    ),
+    StatusNode(
+        f"/libxl/$DOMID/colo/{CHECKPOINT_TIME}",
+        "INTEGER",
+        "xencolod",
+        "When it was taken, in seconds since the epoch.",
+    ),
+    StatusNode(
+        f"/libxl/$DOMID/colo/{RESYNC_DONE}",
+        "INTEGER",
+        "xencolod",
+        "Bytes that the resync has copied, of all disks together; absent, as the next three, while "
+        "there is none.",
+    ),
+    StatusNode(
+        f"/libxl/$DOMID/colo/{RESYNC_TOTAL}",
+        "INTEGER",
+        "xencolod",
+        "Bytes that it has to copy; more while the guest writes.",
+    ),
+    StatusNode(f"/libxl/$DOMID/colo/{RESYNC_RATE}", "INTEGER", "xencolod", "Bytes per second."),
+    StatusNode(
+        f"/libxl/$DOMID/colo/{RESYNC_LEFT}",
+        "INTEGER",
+        "xencolod",
+        "Seconds left at that rate; absent while it is not known.",
     ),
     StatusNode(
         f"/libxl/$DOMID/colo/device/$DEVID/{STATE}",
@@ -156,10 +261,42 @@ RESTORED_ROLE: Mapping[str, Role | None] = {
 }
 
 
+class Resync(NamedTuple):
+    """How far a resync is, all disks of the domain together.
+
+    :ivar done: bytes.
+    :ivar total: bytes.
+    :ivar rate: bytes per second.
+    :ivar left: seconds, None while they are not known.
+    """
+
+    done: int
+    total: int
+    rate: int
+    left: int | None
+
+
+class ReplicationStatus(NamedTuple):
+    """What is published of a domain with COLO disks; None where there is nothing to say.
+
+    :ivar peer: ``HOST:PORT``.
+    :ivar checkpoint: number of the last one.
+    :ivar checkpoint_time: seconds since the epoch.
+    """
+
+    generation: int | None = None
+    peer: str | None = None
+    session: str | None = None
+    checkpoint: int | None = None
+    checkpoint_time: int | None = None
+    resync: Resync | None = None
+
+
 class DomainStatus(NamedTuple):
     """All that is published of one domain.
 
     :ivar devices: state and error by devid.
+    :ivar replication: None for a domain without COLO disks.
     """
 
     state: DomainState
@@ -167,6 +304,22 @@ class DomainStatus(NamedTuple):
     error: str | None
     qemu_pid: int | None
     devices: Mapping[int, tuple[DeviceState, str | None]]
+    replication: ReplicationStatus | None = None
+
+
+def _replication_values(replication: ReplicationStatus) -> dict[str, str | int | None]:
+    done, total, rate, left = replication.resync or (None, None, None, None)
+    return {
+        GENERATION: replication.generation,
+        PEER: replication.peer,
+        SESSION: replication.session,
+        CHECKPOINT: replication.checkpoint,
+        CHECKPOINT_TIME: replication.checkpoint_time,
+        RESYNC_DONE: done,
+        RESYNC_TOTAL: total,
+        RESYNC_RATE: rate,
+        RESYNC_LEFT: left,
+    }
 
 
 def status_values(domid: int, status: DomainStatus) -> dict[str, str]:
@@ -178,6 +331,9 @@ def status_values(domid: int, status: DomainStatus) -> dict[str, str]:
         f"{base}/{ERROR}": status.error,
         f"{base}/{QEMU_PID}": status.qemu_pid and str(status.qemu_pid),
     }
+    if status.replication:
+        for name, value in _replication_values(status.replication).items():
+            values[f"{base}/{name}"] = None if value is None else str(value)
     for devid, (state, error) in status.devices.items():
         values[f"{base}/device/{devid}/{STATE}"] = state.value
         values[f"{base}/device/{devid}/{ERROR}"] = error
@@ -185,12 +341,15 @@ def status_values(domid: int, status: DomainStatus) -> dict[str, str]:
 
 
 __all__ = [
+    "QEMU_RUNS",
     "RESTORED_ROLE",
     "STATE_MEANINGS",
     "STATUS_NODES",
     "DeviceState",
     "DomainState",
     "DomainStatus",
+    "ReplicationStatus",
+    "Resync",
     "parse_role",
     "status_values",
 ]

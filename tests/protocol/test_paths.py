@@ -221,6 +221,8 @@ def test_domids() -> None:
         ("/libxl/7/device/vbd/768/params", Hint(7, 768)),
         ("/libxl/7/device/vif/0", None),
         ("/libxl/7/colo/role", Hint(7)),
+        ("/libxl/7/colo/command", Hint(7)),
+        ("/libxl/7/colo/answer", None),
         ("/libxl/7/colo/state", None),
         ("/local/domain/7", Hint(7)),
         ("/local/domain/7/memory", None),

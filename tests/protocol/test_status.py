@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from xencolo.command import answer_path
 from xencolo.disk import Role
 from xencolo.errors import WrongNode
 from xencolo.reference import page
@@ -14,6 +15,8 @@ from xencolo.status import (
     DeviceState,
     DomainState,
     DomainStatus,
+    ReplicationStatus,
+    Resync,
     parse_role,
     status_values,
 )
@@ -25,6 +28,7 @@ FULL = DomainStatus(
     "why",
     4711,
     {51712: (DeviceState.READY, None), 51728: (DeviceState.ERROR, "what")},
+    ReplicationStatus(3, "192.0.2.2:9990", "5e55", 17, 1700000000, Resync(0, 4096, 1024, 4)),
 )
 
 
@@ -34,6 +38,15 @@ def test_everything_there_is_to_say_is_said() -> None:
         "/libxl/5/colo/role-in-force": "secondary",
         "/libxl/5/colo/error": "why",
         "/libxl/5/colo/qemu-pid": "4711",
+        "/libxl/5/colo/generation": "3",
+        "/libxl/5/colo/peer": "192.0.2.2:9990",
+        "/libxl/5/colo/session": "5e55",
+        "/libxl/5/colo/checkpoint": "17",
+        "/libxl/5/colo/checkpoint-time": "1700000000",
+        "/libxl/5/colo/resync-done": "0",
+        "/libxl/5/colo/resync-total": "4096",
+        "/libxl/5/colo/resync-rate": "1024",
+        "/libxl/5/colo/resync-left": "4",
         "/libxl/5/colo/device/51712/state": "ready",
         "/libxl/5/colo/device/51728/state": "error",
         "/libxl/5/colo/device/51728/error": "what",
@@ -43,6 +56,11 @@ def test_everything_there_is_to_say_is_said() -> None:
 def test_what_is_not_there_has_no_node() -> None:
     empty = DomainStatus(DomainState.WAITING, None, None, None, {})
     assert status_values(5, empty) == {"/libxl/5/colo/state": "waiting"}
+    new = empty._replace(replication=ReplicationStatus(generation=1))
+    assert status_values(5, new) == {
+        "/libxl/5/colo/state": "waiting",
+        "/libxl/5/colo/generation": "1",
+    }
 
 
 def test_the_role_none_is_a_role() -> None:
@@ -67,7 +85,7 @@ def test_every_node_that_is_published_is_in_the_table_and_on_the_page(own_domid:
 
 def test_every_published_row_of_the_table_is_written() -> None:
     """The table promises no node that the code does not write."""
-    paths = published(5, 0, FULL)
+    paths = {*published(5, 0, FULL), answer_path(5)}
     for node in STATUS_NODES:
         if node.writer.startswith("xencolod"):
             assert any(_matches(node.path, path) for path in paths), node.path
