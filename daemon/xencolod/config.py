@@ -105,12 +105,64 @@ class Qemu(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     term_timeout: Annotated[Seconds, "Seconds from SIGTERM to SIGKILL."] = 5.0
 
 
+class Replication(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The replication of COLO disks."""
+
+    make_images: Annotated[
+        bool,
+        "Make the active and hidden images of a secondary, and make them anew for each session; "
+        "otherwise they must be there, empty, and as long as the disk.",
+    ] = True
+    assume_equal: Annotated[
+        bool,
+        "Never copy the disks at the start: whoever sets this knows that both hosts' are the same.",
+    ] = False
+    resync_speed: Annotated[
+        Annotated[int, Meta(ge=0, le=1 << 20)],
+        "Most MiB per second that a resync copies of each disk; 0 is no limit.",
+    ] = 0
+    checkpoint_interval: Annotated[
+        Annotated[float, Meta(ge=0, le=86400)],
+        "Seconds between two checkpoints; 0 takes them by command only.",
+    ] = 0.0
+    grace: Annotated[
+        Seconds,
+        "Seconds that a replicating primary waits for the secondary's daemon to come back before "
+        "it detaches the disks.",
+    ] = 30.0
+    poll: Annotated[
+        Seconds, "Seconds between two looks at QEMU's replication status and at a resync."
+    ] = 1.0
+    retry_max: Annotated[
+        Seconds, "Longest pause before the peer, or what failed, is tried again, in seconds."
+    ] = 30.0
+    qmp_timeout: Annotated[Seconds, "Seconds that QEMU has to answer one command."] = 10.0
+
+
+class Failover(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a secondary does when it has lost its primary."""
+
+    policy: Annotated[
+        Literal["report", "command"],
+        '"report" only says so; "command" runs the fencing command and takes over if, and only if, '
+        "that ends with status 0.",
+    ] = "report"
+    command: Annotated[
+        tuple[Text, ...],
+        "The fencing command, each word an item; XENCOLO_DOMID, XENCOLO_NAME, XENCOLO_UUID, "
+        "XENCOLO_GENERATION and XENCOLO_PEER are in its environment.",
+    ] = ()
+    timeout: Annotated[Seconds, "Seconds that the fencing command may take."] = 60.0
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole file."""
 
     xenstore: Xenstore = Xenstore()
     daemon: Daemon = Daemon()
     qemu: Qemu
+    replication: Replication = Replication()
+    failover: Failover = Failover()
 
 
 # The default on a Xen dom0, and elsewhere. Memory None: the domain's own, from xenstore.
@@ -244,6 +296,8 @@ def _complaints(config: Config) -> Iterator[str]:
     """What types and ranges do not say."""
     if config.qemu.backoff_max < config.qemu.backoff:
         yield f"qemu.backoff_max: less than qemu.backoff, {config.qemu.backoff}"
+    if config.failover.policy == "command" and not config.failover.command:
+        yield 'failover.command: needed by failover.policy = "command"'
     for key in ("arguments", "extra_arguments"):
         for index, item in enumerate(getattr(config.qemu, key)):
             if remedy := _own(item):

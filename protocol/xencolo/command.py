@@ -95,7 +95,7 @@ _RULES = (
             Option(
                 "force",
                 "",
-                "Even though the primary is alive or the disks hold no checkpoint of it.",
+                "Even though the disks hold no checkpoint of the primary.",
             ),
         ),
         (Role.SECONDARY,),

@@ -19,6 +19,8 @@
     ├── DriveError             a disk that QEMU can't be given in this role
     ├── DeviceError            adding or removing a device
     ├── DomainError            a domain that isn't there, or is already
+    ├── ReplicationError       what a replicated disk needs is not so, with the remedy
+    ├── UnexpectedEvent        an event that a state of replication does not expect
     ├── CommandError           a command by node that can't be read, or can't be given
     ├── ConfigError            the configuration file, with line or key
     └── QmpError
@@ -172,6 +174,25 @@ class DeviceError(XencoloError):
 
 class DomainError(XencoloError):
     """A domain is absent, is there already, or is Xen's to make and unmake."""
+
+
+class ReplicationError(XencoloError):
+    """What a replicated disk needs is not so; the message has the thing and the remedy."""
+
+
+class UnexpectedEvent(XencoloError):
+    """An event that a state of replication does not expect; nothing was done.
+
+    :ivar role: the domain's role in force.
+    :ivar state: its state.
+    :ivar event: the event.
+    """
+
+    def __init__(self, role: str, state: str, event: str) -> None:
+        super().__init__(f"{event} is nothing for a {role} that is {state}")
+        self.role = role
+        self.state = state
+        self.event = event
 
 
 class CommandError(XencoloError):

@@ -1,0 +1,344 @@
+"""What the actions of replication are: QMP on this side's QEMU, questions to the peer, the record.
+
+:class:`Performer` holds what the actions of one domain share. It decides nothing: which action comes when
+is :mod:`xencolo.replication`'s.
+"""
+
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+import trio
+
+from xencolo import link as peer
+from xencolo.disk import Disk, Format, Role
+from xencolo.errors import LinkClosed, RecordError, ReplicationError
+from xencolo.record import Record, chain_of
+from xencolo.replication import Action
+from xencolo.status import Resync
+from xencolod import images
+from xencolod.blocks import Blocks
+from xencolod.link import Link, Security
+from xencolod.records import Records
+from xencolod.supervisor import Settings
+
+#: Seconds between two looks whether the commit of a failover has ended, at first and at most.
+_COMMIT_POLL = 0.002, 0.1
+
+
+class Host(Protocol):
+    """What replication needs of the daemon around it."""
+
+    settings: Settings
+    records: Records
+
+    def security(self) -> Security:
+        """Return how the link is secured.
+
+        :raises ReplicationError: it can't be used as it is configured; with the remedy.
+        """
+
+    def credentials(self) -> str | None:
+        """Return the directory of QEMU's TLS credentials, None for the plain mode."""
+
+    async def set_role(self, domid: int, role: Role) -> None:
+        """Write the role node.
+
+        :raises XenstoreError: xenstored failed.
+        """
+
+
+@dataclass
+class Times:
+    """When things began, on trio's clock."""
+
+    paused: float | None = None
+    stood: float = 0.0
+    resync: float | None = None
+    checkpoint: float | None = None
+
+
+class Performer:
+    """The shared state of one domain's actions, and the actions.
+
+    :ivar disks: its COLO disks, by devid.
+    :ivar blocks: its QEMU, None while there is none to talk to.
+    :ivar link: to the secondary's daemon, None while there is none.
+    :ivar session: the replication session that this side is in or about to begin.
+    :ivar number: of the last checkpoint in the session.
+    """
+
+    def __init__(self, domid: int, host: Host, renew: Callable[[], None]) -> None:
+        self.domid = domid
+        self.host = host
+        self.disks: tuple[Disk, ...] = ()
+        self.blocks: Blocks | None = None
+        self.link: Link | None = None
+        self.welcome: peer.Welcome | None = None
+        self.assume_equal = False
+        self.session: str | None = None
+        self.number = 0
+        self.checkpoint_time: int | None = None
+        self.resync: Resync | None = None
+        self.times = Times()
+        self.record: Record | None = None
+        self._renew = renew
+        self._ended: str | None = None
+        self._lengths: dict[tuple[str, Format], int] = {}
+        self._perform: Mapping[Action, Callable[[], Awaitable[None]]] = {
+            Action.PAUSE: self._pause,
+            Action.RESUME: self._resume,
+            Action.MARK: self._mark,
+            Action.CHECK: self.check,
+            Action.CHECKPOINT: self._checkpoint,
+            Action.PREPARE_PEER: self._prepare_peer,
+            Action.CONNECT: self._connect,
+            Action.MIRROR: self._mirror,
+            Action.FINISH_MIRROR: self._finish_mirror,
+            Action.START_PEER: self._start_peer,
+            Action.ATTACH: self._attach,
+            Action.CHECKPOINT_PEER: self._checkpoint_peer,
+            Action.RELEASE_PEER: self._release_peer,
+            Action.DETACH: self._detach,
+            Action.SERVE: self._serve,
+            Action.UNSERVE: self._unserve,
+            Action.START: self._start,
+            Action.RENEW: self._start_anew,
+            Action.RECORD_STALE: self._record_stale,
+            Action.RECORD_IN_SYNC: self._record_in_sync,
+            Action.RECORD_FAILOVER: self._record_failover,
+            Action.FAILOVER: self._failover,
+            Action.AWAIT_COMMIT: self._await_commit,
+            Action.FLUSH: self._flush,
+            Action.RECORD_PROMOTED: self._record_promoted,
+        }
+
+    async def perform(self, action: Action) -> None:
+        """Do one action.
+
+        :raises XencoloError: it could not be done, or it is not known whether it was.
+        """
+        await self._perform[action]()
+
+    # -- what there is -----------------------------------------------------------------------------
+
+    @property
+    def qemu(self) -> Blocks:
+        """The domain's QEMU.
+
+        :raises ReplicationError: there is none to talk to.
+        """
+        if self.blocks is None:
+            raise ReplicationError("there is no QEMU to talk to")
+        return self.blocks
+
+    @property
+    def known(self) -> Record:
+        """The domain's record.
+
+        :raises ReplicationError: there is none.
+        """
+        if self.record is None:
+            raise ReplicationError("the domain has no record")
+        return self.record
+
+    async def save(self, **changes: object) -> None:
+        """Change the record, on disk first.
+
+        :raises RecordError: it could not be saved; nothing changed.
+        """
+        record = msgspec.structs.replace(self.known, **changes)
+        if record != self.record:
+            await self.host.records.save(record)
+            self.record = record
+
+    async def infos(self) -> tuple[peer.DiskInfo, ...]:
+        """Return what the peer is told of the disks.
+
+        :raises ImageError: the length of one can't be read.
+        """
+        return tuple(
+            [
+                peer.DiskInfo(disk.vdev, disk.colo_export or "", await self._length(disk))
+                for disk in self.disks
+            ]
+        )
+
+    async def _length(self, disk: Disk) -> int:
+        key = disk.pdev_path or "", disk.format
+        if key not in self._lengths:
+            self._lengths[key] = await images.length(*key)
+        return self._lengths[key]
+
+    async def total(self) -> int:
+        """Return the bytes of all disks together."""
+        return sum([await self._length(disk) for disk in self.disks])
+
+    # -- both roles --------------------------------------------------------------------------------
+
+    async def _pause(self) -> None:
+        self.times.paused = trio.current_time()
+        await self.qemu.pause()
+
+    async def _resume(self) -> None:
+        await self.qemu.resume()
+        if self.times.paused is not None:
+            self.times.stood = trio.current_time() - self.times.paused
+            self.times.paused = None
+
+    async def _mark(self) -> None:
+        await self.qemu.mark(self.session)
+
+    async def check(self) -> None:
+        """Look at QEMU's replication status.
+
+        :raises ReplicationError: QEMU reports an error.
+        """
+        if error := await self.qemu.error():
+            raise ReplicationError(f"QEMU's replication reports: {error}")
+
+    async def _checkpoint(self) -> None:
+        await self.qemu.checkpoint()
+        self.checkpoint_time = int(time.time())
+
+    # -- primary -----------------------------------------------------------------------------------
+
+    async def ask(self, request: peer.Request) -> peer.Reply:
+        """Ask the secondary's daemon.
+
+        :raises LinkError: it refused, went away, or did not answer in time.
+        """
+        if self.link is None:
+            raise LinkClosed("there is no link to the peer")
+        return await self.link.ask(request)
+
+    def _session(self) -> str:
+        if self.session is None:
+            raise ReplicationError("there is no session")
+        return self.session
+
+    async def _prepare_peer(self) -> None:
+        self.session, self.number, self.checkpoint_time = secrets.token_hex(8), 0, None
+        await self.ask(peer.Prepare(self.session, assume_equal=self.assume_equal))
+
+    async def _connect(self) -> None:
+        if self.link is None or self.welcome is None:
+            raise LinkClosed("there is no link to the peer")
+        await self.qemu.connect(self.link.host, self.welcome.port)
+
+    async def _mirror(self) -> None:
+        self.times.resync = trio.current_time()
+        self.resync = Resync(0, await self.total(), 0, None)
+        await self.qemu.mirror(self.host.settings.config.replication.resync_speed << 20)
+
+    async def _finish_mirror(self) -> None:
+        await self.qemu.finish_mirror()
+
+    async def _start_peer(self) -> None:
+        await self.ask(peer.Start(self._session()))
+
+    async def _attach(self) -> None:
+        await self.qemu.attach()
+
+    async def _checkpoint_peer(self) -> None:
+        self.number += 1
+        await self.ask(peer.Checkpoint(self._session(), self.number))
+
+    async def _release_peer(self) -> None:
+        if self._ended:
+            await self.ask(peer.Detach(self._ended))
+
+    async def _detach(self) -> None:
+        self.resync = None
+        self._ended, self.session = self.session, None
+        # The mark first: what is half detached must not look like a session.
+        await self.qemu.mark(None)
+        await self.qemu.detach(cut=True)
+
+    # -- secondary ---------------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        self.host.security()  # nobody is to be let in while it is not known how
+        disk = self.disks[0]
+        await self.qemu.serve(disk.colo_host or "", disk.colo_port)
+
+    async def _unserve(self) -> None:
+        await self.qemu.unserve()
+
+    async def _start(self) -> None:
+        await self.qemu.start()
+
+    async def _start_anew(self) -> None:
+        if not self.host.settings.config.qemu.restart:
+            raise ReplicationError(
+                "its QEMU was in a session, so a new one needs a new QEMU, and a device model can't be "
+                "replaced under its guest: destroy the domain and restore it again"
+            )
+        await self.save(in_sync=False)
+        self.session = None
+        self._renew()
+
+    async def _record_stale(self) -> None:
+        await self.save(in_sync=False)
+
+    async def _record_in_sync(self) -> None:
+        self.number = 0
+        self.checkpoint_time = int(time.time())
+        await self.save(in_sync=True)
+
+    async def _record_failover(self) -> None:
+        chains = tuple(chain_of(disk) for disk in self.disks)
+        await self.save(generation=self.known.generation + 1, unfinished=chains)
+
+    async def _failover(self) -> None:
+        await self.qemu.failover()
+
+    async def _await_commit(self) -> None:
+        """Wait without a deadline: how long depends on what the guest wrote."""
+        pause, longest = _COMMIT_POLL
+        while not await self.qemu.committed():
+            await trio.sleep(pause)
+            pause = min(pause * 2, longest)
+
+    async def _flush(self) -> None:
+        await self.qemu.flush()
+
+    async def _record_promoted(self) -> None:
+        # First the node: a role node that says secondary later is then the operator's word.
+        await self.host.set_role(self.domid, Role.PRIMARY)
+        await self.save(
+            role=Role.PRIMARY, promoted=True, in_sync=False, unfinished=(), superseded_by=None
+        )
+        await self.qemu.mark(None)
+        self.session = None
+
+
+def fitting(record: Record | None, uuid: str, name: str, role: Role) -> Record:
+    """Return the record with which a domain begins in a role, the one before taken into account."""
+    if record is None:
+        return Record(uuid=uuid, name=name, role=role, generation=1)
+    if record.unfinished or record.role is role:
+        return record
+    return msgspec.structs.replace(
+        record, role=role, promoted=False, in_sync=False, superseded_by=None
+    )
+
+
+def complaint(disks: Sequence[Disk]) -> str | None:
+    """Return why these disks can't be one consistency group, None if they can."""
+    ends = {(disk.colo_host, disk.colo_port) for disk in disks}
+    if len(ends) > 1:
+        shown = " and ".join(
+            f"{disk.vdev} {disk.colo_host}:{disk.colo_port}" for disk in disks
+        )
+        return (
+            f"the COLO disks of a domain have one NBD server, and these have several: {shown}; "
+            f"give all the same colo-host and colo-port"
+        )
+    return None
+
+
+__all__ = ["Host", "Performer", "RecordError", "complaint", "fitting"]
