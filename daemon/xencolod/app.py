@@ -140,6 +140,7 @@ def _reloadable(new: Config, old: Config) -> Config:
         domid=old.daemon.domid,
         runtime_directory=old.daemon.runtime_directory,
         log_directory=old.daemon.log_directory,
+        state_directory=old.daemon.state_directory,
     )
     return msgspec.structs.replace(new, xenstore=old.xenstore, daemon=daemon)
 

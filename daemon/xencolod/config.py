@@ -73,6 +73,10 @@ class Daemon(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         Directory, "Where the QMP sockets and pid files of living QEMUs are, at most 80 characters."
     ] = "/run/xencolo"
     log_directory: Annotated[Directory, "Where each QEMU's own output goes."] = "/var/log/xencolo"
+    state_directory: Annotated[
+        Directory,
+        "Where the record of each replicated domain is, one small file; it must outlive a reboot.",
+    ] = "/var/lib/xencolo"
 
 
 class Qemu(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

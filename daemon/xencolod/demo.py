@@ -202,7 +202,8 @@ async def _daemon(folder: Path, where: str) -> AsyncIterator[None]:
     config = folder / "xencolod.toml"
     config.write_text(
         f"[daemon]\nruntime_directory = {json.dumps(str(folder / 'run'))}\n"
-        f"log_directory = {json.dumps(str(folder / 'log'))}\nsettle = 0.05\n"
+        f"log_directory = {json.dumps(str(folder / 'log'))}\n"
+        f"state_directory = {json.dumps(str(folder / 'state'))}\nsettle = 0.05\n"
     )
     command: Sequence[str] = [
         str(program),

@@ -23,6 +23,8 @@
     ├── UnexpectedEvent        an event that a state of replication does not expect
     ├── CommandError           a command by node that can't be read, or can't be given
     ├── ConfigError            the configuration file, with line or key
+    ├── RecordError            the record that a domain leaves on disk, with its path
+    ├── ImageError             an image of a replicated disk, with its path
     └── QmpError
         ├── QmpProtocolError   bytes that are no QMP
         ├── QmpCommandError    QEMU refused a command
@@ -212,6 +214,32 @@ class CommandError(XencoloError):
 
 class ConfigError(XencoloError):
     """The configuration can't be used; the message names file and line or key."""
+
+
+class RecordError(XencoloError):
+    """A domain's record can't be read, written or used.
+
+    :ivar reason: what is wrong, and the remedy.
+    :ivar path: the file, empty where only its bytes are known.
+    """
+
+    def __init__(self, reason: str, path: str = "") -> None:
+        super().__init__(f"{path}: {reason}" if path else reason)
+        self.reason = reason
+        self.path = path
+
+
+class ImageError(XencoloError):
+    """An image of a replicated disk is not as it must be, or could not be made so.
+
+    :ivar path: the image.
+    :ivar reason: what is wrong, and the remedy where there is one.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
 
 
 class QmpError(XencoloError):

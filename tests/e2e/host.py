@@ -275,6 +275,7 @@ class Host:
             "daemon": {
                 "runtime_directory": str(self.runtime),
                 "log_directory": str(self.logs),
+                "state_directory": str(self.directory / "state"),
                 "settle": 0.03,
                 **(daemon or {}),
             },

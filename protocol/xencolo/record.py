@@ -1,0 +1,159 @@
+"""The record of a replicated domain: the little that must outlive a reboot.
+
+One JSON file for each domain. Everything else is found again in xenstore, in the QEMUs and in the images.
+"""
+
+import hashlib
+import json
+import re
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from xencolo.disk import Disk, Format, Role
+from xencolo.errors import RecordError
+
+FORMAT = 1
+"""The number of this layout. A change that an older xencolo would misread raises it."""
+
+_UUID = r"\A[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z"
+Uuid = Annotated[str, Meta(pattern=_UUID)]
+Generation = Annotated[int, Meta(ge=1)]
+
+
+class Chain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The images of one disk of a secondary: active over hidden over secondary.
+
+    :ivar secondary: absolute path of the disk itself, as the other two are.
+    :ivar format: the layout of the secondary disk; the other two are qcow2.
+    """
+
+    devid: Annotated[int, Meta(ge=0)]
+    secondary: str
+    format: Format
+    hidden: str
+    active: str
+
+    def __post_init__(self) -> None:
+        for path in (self.secondary, self.hidden, self.active):
+            if not path.startswith("/") or "\0" in path:
+                raise ValueError(f"{path!r} is not an absolute path")
+        if self.format in {Format.UNKNOWN, Format.EMPTY}:
+            raise ValueError(f"the secondary disk can't have the format {self.format}")
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is known of a replicated domain for longer than it runs.
+
+    :ivar uuid: the domain's, in lower case; it also names the file.
+    :ivar role: primary or secondary; a promoted secondary is a primary.
+    :ivar generation: raised by each failover; of two hosts the higher one has the data.
+    :ivar in_sync: a secondary whose disks hold a checkpoint of the primary.
+    :ivar promoted: a primary that was a secondary before.
+    :ivar unfinished: the disks of a failover that was begun and is not known to have ended. The guest must
+        not run from the end of QEMU's commit until they are out of here: `xencolod.images.make_whole`
+        would put the older active and hidden over what it wrote since.
+    :ivar superseded_by: the higher generation of the other host; this one's disks are stale.
+    :ivar peer: the other host, ``host`` or ``host:port``, where the operator chose another than colo-host.
+    :ivar detached: by the operator's command: the other host is not to be reached.
+    """
+
+    uuid: Uuid
+    name: str
+    role: Role
+    generation: Generation
+    in_sync: bool = False
+    promoted: bool = False
+    unfinished: tuple[Chain, ...] = ()
+    superseded_by: Generation | None = None
+    peer: str | None = None
+    detached: bool = False
+
+    def __post_init__(self) -> None:
+        if self.role is Role.NONE:
+            raise ValueError("a replicated domain is primary or secondary")
+        if self.promoted and self.role is not Role.PRIMARY:
+            raise ValueError("a promoted domain is a primary")
+
+
+def check_uuid(uuid: str) -> str:
+    """Return the uuid if it can name a record.
+
+    :raises RecordError: it is no uuid in lower case.
+    """
+    if not re.search(_UUID, uuid):
+        raise RecordError(f"{uuid[:40]!r} is no uuid of a domain: lower case, as in /vm/<uuid>")
+    return uuid
+
+
+def chain_of(disk: Disk) -> Chain:
+    """Return the images of a COLO disk, as its secondary uses them.
+
+    :raises RecordError: a path is missing or relative, or the format is not known.
+    """
+    given = {
+        "devid": disk.devid,
+        "secondary": disk.pdev_path,
+        "format": disk.format,
+        "hidden": disk.hidden_disk,
+        "active": disk.active_disk,
+    }
+    try:
+        return msgspec.convert(given, Chain)
+    except msgspec.ValidationError as error:
+        raise RecordError(f"{disk.vdev} has no chain of images: {error}") from None
+
+
+def render(record: Record) -> bytes:
+    """Return the file's content: JSON for people, that `parse` reads back as the same record.
+
+    :raises RecordError: a field holds what `parse` refuses.
+    """
+    fields = msgspec.to_builtins(record)
+    document = {"format": FORMAT, **fields, "checksum": _checksum(fields)}
+    # What is not ASCII is escaped: a name that is no UTF-8 must not keep a failover from being recorded.
+    data = json.dumps(document, indent=2).encode() + b"\n"
+    if parse(data) != record:
+        raise RecordError(f"{record} would be read back as another record")
+    return data
+
+
+def parse(data: bytes) -> Record:
+    """Return the record that a file holds.
+
+    :raises RecordError: it is cut off, damaged, or of a layout that this xencolo does not know.
+    """
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(f"no JSON ({error})") from None
+    if not isinstance(document, dict):
+        raise _damaged("no JSON object")
+    number = document.pop("format", None)
+    if number is None:
+        raise _damaged("format is missing")
+    if number != FORMAT:
+        raise RecordError(
+            f"format {number!r} is not known to this xencolo, which writes {FORMAT}: "
+            f"install the version that wrote it"
+        )
+    if document.pop("checksum", None) != _checksum(document):
+        raise _damaged("the checksum does not fit")
+    try:
+        return msgspec.convert(document, Record)
+    except msgspec.ValidationError as error:
+        raise _damaged(str(error)) from None
+
+
+def _checksum(fields: dict[str, Any]) -> str:
+    """Sum up the values, not the bytes: the layout for people may change, the record does not."""
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
+
+
+def _damaged(what: str) -> RecordError:
+    return RecordError(
+        f"damaged: {what}; put a backup in its place, or remove it if no failover of this domain was under "
+        f"way: the domain then begins anew, at generation 1 and not in sync"
+    )
