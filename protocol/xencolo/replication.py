@@ -87,6 +87,7 @@ class Action(StrEnum):
     RENEW = "start QEMU anew"
     RECORD_STALE = "record that the disks are being overwritten"
     RECORD_IN_SYNC = "record that the disks hold a checkpoint"
+    RECORD_SUPERSEDED = "record that another primary has a later generation"
     RECORD_FAILOVER = "record the failover and its generation"
     FAILOVER = "stop replication with failover"
     AWAIT_COMMIT = "wait until active and hidden are committed"
@@ -130,6 +131,7 @@ _TAKE_OVER = (
     *(_A.RECORD_PROMOTED, _A.RESUME),
 )
 _CLEAN_UP = (_A.DETACH, _A.RESUME)
+_FENCE_OFF = (_A.DETACH, _A.PAUSE)
 
 
 def _row(
@@ -159,7 +161,7 @@ def _anywhere(role: Role, state: State) -> Iterator[tuple[Key, Step]]:
     """Yield what may happen in every state of a role."""
     yield _row(role, state, _E.QEMU_GONE, then=_S.LAUNCHING)
     if role is _P:
-        yield _row(_P, state, _E.SUPERSEDED, *_CLEAN_UP, _A.PAUSE, then=_S.FAILED)
+        yield _row(_P, state, _E.SUPERSEDED, _A.RECORD_SUPERSEDED, *_FENCE_OFF, then=_S.FAILED)
         yield _row(_P, state, _E.REFUSED, *_CLEAN_UP, then=_S.FAILED)
     else:
         yield _row(_Q, state, _E.REFUSED, then=_S.FAILED)

@@ -1,0 +1,320 @@
+"""One domain's replication: events are queued, the table says what they mean, the performer does it.
+
+Nothing is remembered that can't be found again: where a QEMU is in its life is read from the QEMU, what
+outlives it from the domain's record (:mod:`xencolod.watching`).
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+import trio
+
+from xencolo.disk import Role
+from xencolo.errors import LinkError, UnexpectedEvent, XencoloError
+from xencolo.graph import Form
+from xencolo.plan import Domain, Launch
+from xencolo.qmp import Event as QmpEvent
+from xencolo.replication import Action, Event, Place, Step, step
+from xencolo.status import DomainState, DomainStatus, ReplicationStatus
+from xencolod.fencing import fence
+from xencolod.log import Logger, emit
+from xencolod.performer import Host, Performer
+from xencolod.qmp import Qmp
+from xencolod.reach import Reach
+from xencolod.watching import Watching
+
+_S = DomainState
+
+#: Where the domain is alone: a link that led nowhere is given up, and tried again later.
+_ALONE = {_S.STANDALONE, _S.DEGRADED, _S.PROMOTED, _S.LAUNCHING, _S.FAILED}
+#: What the reconciler says of a domain whose replication has more to say.
+_COVERED = {_S.RUNNING, _S.LAUNCHING}
+
+
+class Occurrence:
+    """An event in the queue, and who waits for what becomes of it."""
+
+    def __init__(self, event: Event, error: str | None = None) -> None:
+        self.event = event
+        self.error = error
+        self._failure: XencoloError | None = None
+        self._over = trio.Event()
+
+    def finish(self, failure: XencoloError | None = None) -> None:
+        """Tell who waits; ``failure`` is why it came to nothing."""
+        self._failure = failure
+        self._over.set()
+
+    async def outcome(self) -> None:
+        """Wait until it was dealt with, without a deadline: each action has its own.
+
+        :raises XencoloError: it came to nothing.
+        """
+        await self._over.wait()
+        if self._failure:
+            raise self._failure
+
+
+class Seen(NamedTuple):
+    """What the reconciler saw of the domain last.
+
+    :ivar launch: what its QEMU runs with.
+    :ivar bypassed: vdevs of the COLO disks that the guest's PV driver writes to.
+    :ivar refusal: why the domain can't replicate as it is described.
+    """
+
+    view: Domain
+    qmp: Qmp | None
+    launch: Launch | None
+    bypassed: tuple[str, ...]
+    refusal: str | None
+
+
+class Replicator:
+    """Replicates the COLO disks of one domain.
+
+    :ivar place: role in force and state.
+    :ivar seen: what the nodes and the QEMU were when the reconciler looked last.
+    :ivar accepted: whether nothing in the nodes or the record forbids to replicate.
+    :ivar error: why it is as it is, where there is a reason.
+    """
+
+    def __init__(
+        self, domid: int, host: Host, renew: Callable[[], None], on_change: Callable[[int], None]
+    ) -> None:
+        self.domid = domid
+        self.place = Place(Role.PRIMARY, _S.LAUNCHING)
+        self.seen: Seen | None = None
+        self.accepted = True
+        self.error: str | None = None
+        self.performer = Performer(domid, host, renew)
+        self.log: Logger = host.settings.log.bind(domid=domid)
+        self.changed = lambda: on_change(domid)
+        self.reach = Reach(self, self.log, self.changed)
+        self.watching = Watching(self)
+        self._host = host
+        self._queue: deque[Occurrence] = deque()
+        self._queued = trio.Event()
+        self._fence = trio.CancelScope()
+
+    # -- what the reconciler calls -------------------------------------------------------------------
+
+    def see(self, seen: Seen) -> None:
+        """Take what the reconciler saw; nothing is awaited."""
+        before, self.seen = self.seen, seen
+        config = self._host.settings.config
+        self.performer.describe(seen.view, Form(config.qemu.form), config.replication.qmp_timeout)
+        if before is None or before.qmp is not seen.qmp:
+            if self.performer.qmp:
+                self.push(Event.QEMU_GONE)
+            self.performer.qmp = seen.qmp
+        self._accept(seen, before)
+        self.poke()
+
+    def _accept(self, seen: Seen, before: Seen | None) -> None:
+        refusal = seen.refusal or self.performer.superseded
+        accepted = refusal is None and not seen.bypassed
+        if refusal and (self.accepted or self.error != refusal):
+            emit(self.log, "replication.refused", error=refusal)
+            self.push(Event.REFUSED, refusal)
+        elif seen.bypassed and (before is None or before.bypassed != seen.bypassed):
+            emit(self.log, "replication.bypassed", vdevs=list(seen.bypassed))
+            if self.place.role is Role.PRIMARY and self.performer.qmp:
+                self.push(Event.BYPASSED, f"bypassed by the guest: {', '.join(seen.bypassed)}")
+        elif accepted and not self.accepted and self.place.state is _S.FAILED:
+            self.push(Event.ACCEPTED)
+        if refusal:
+            self.error = refusal
+        self.accepted = accepted
+
+    def permit(self, launch: Launch) -> bool:
+        """Return whether this QEMU may be started now; if not, what it needs is prepared first."""
+        if launch.role is Role.NONE or not self.performer.disks:
+            return True
+        return self.watching.permit(launch)
+
+    def hear(self, event: QmpEvent) -> None:
+        """Take what QEMU said over QMP."""
+        self.watching.hear(event)
+
+    def poke(self) -> None:
+        """Look again at what may be done now."""
+        self.reach.poke()
+        self.watching.poke()
+
+    def overlay(self, status: DomainStatus) -> DomainStatus:
+        """Return the domain's status with what the replication has to say."""
+        performer = self.performer
+        if not performer.disks:
+            return status
+        replication = ReplicationStatus(
+            generation=performer.record and performer.record.generation,
+            peer=self.reach.peer if self.place.role is Role.PRIMARY else None,
+            session=performer.session,
+            checkpoint=performer.number or None,
+            checkpoint_time=performer.checkpoint_time,
+            resync=performer.resync,
+        )
+        status = status._replace(replication=replication)
+        if status.state not in _COVERED and self.place.state is not _S.FAILING_OVER:
+            return status
+        error = self.error or (self.reach.error if self.place.role is Role.PRIMARY else None)
+        state = self.place.state
+        if state in {_S.REPLICATING, _S.RESYNCING}:
+            error = status.error
+        return status._replace(
+            state=state,
+            error=error or status.error,
+            role_in_force=status.role_in_force and self.place.role,
+        )
+
+    # -- events --------------------------------------------------------------------------------------
+
+    def push(self, event: Event, error: str | None = None) -> Occurrence:
+        """Queue an event; nothing is awaited."""
+        occurrence = Occurrence(event, error)
+        self._queue.append(occurrence)
+        self._queued.set()
+        return occurrence
+
+    def superseded(self, generation: int) -> None:
+        """Tell that the other host is the primary of a later generation."""
+        own = self.performer.record
+        if own and own.generation < generation and own.superseded_by != generation:
+            self.performer.later_generation = generation
+            emit(
+                self.log,
+                "replication.superseded",
+                generation=own.generation,
+                other=generation,
+                peer=self.reach.peer,
+            )
+            self.push(Event.SUPERSEDED)
+
+    async def run(self) -> None:
+        """Live until cancelled; the QEMU stays as it is then, and is found so again."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.reach.run)
+            while True:
+                occurrence = await self._next()
+                await self._take(occurrence)
+                if (self.place.role, self.place.state) == (Role.SECONDARY, _S.DEGRADED):
+                    self._start_fence(nursery)
+                else:
+                    self._fence.cancel()
+
+    async def _next(self) -> Occurrence:
+        """Return the next event; until there is one, do what the state has to do meanwhile."""
+        if not self._queue:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.watching.run)
+                await self._queued.wait()
+                nursery.cancel_scope.cancel()
+        occurrence = self._queue.popleft()
+        if not self._queue:
+            self._queued = trio.Event()
+        return occurrence
+
+    async def _take(self, occurrence: Occurrence) -> None:
+        event = occurrence.event
+        try:
+            todo = step(self.place, event)
+        except UnexpectedEvent as error:
+            self._say_unexpected(occurrence, error)
+            return
+        self._move(Place(self.place.role, todo.during), occurrence)
+        try:
+            await self._perform(todo, event)
+        except XencoloError as error:
+            occurrence.finish(error)
+            return
+        self._move(todo.then, occurrence)
+        if todo.then.state in _ALONE and event is not Event.PEER_AGREES:
+            self.reach.hang_up()
+        occurrence.finish()
+
+    def _say_unexpected(self, occurrence: Occurrence, error: UnexpectedEvent) -> None:
+        emit(
+            self.log,
+            "replication.unexpected",
+            cause=error.event,
+            state=error.state,
+            role=error.role,
+            error=occurrence.error,
+        )
+        occurrence.finish(error)
+
+    async def _perform(self, todo: Step, event: Event) -> None:
+        """Perform the actions of a step.
+
+        :raises XencoloError: of the first that failed, after its event was queued.
+        """
+        performer = self.performer
+        performer.begin(todo)
+        for action in todo.actions:
+            began = trio.current_time()
+            try:
+                await performer.perform(action)
+            except XencoloError as error:
+                self._failed(action, event, error)
+                raise
+            if todo.during is _S.FAILING_OVER:
+                seconds = round(trio.current_time() - began, 4)
+                emit(self.log, "failover.step", step=action.value, seconds=seconds)
+        self.watching.say_done(todo, event)
+
+    def _failed(self, action: Action, event: Event, error: XencoloError) -> None:
+        emit(
+            self.log, "replication.failed", action=action.value, cause=event.value, error=str(error)
+        )
+        if self.performer.lost_qemu:
+            self.qemu_lost()
+        else:
+            self._queue.appendleft(Occurrence(Event.ACTION_FAILED, str(error)))
+            self._queued.set()
+        if isinstance(error, LinkError):
+            self.reach.hang_up()
+
+    def qemu_lost(self) -> None:
+        """Note that the connection to QEMU has ended, without waiting for the reconciler to see it."""
+        self.performer.qmp = None
+        self._queue.appendleft(Occurrence(Event.QEMU_GONE))
+        self._queued.set()
+
+    def _move(self, place: Place, occurrence: Occurrence) -> None:
+        """Go to a place; every change is logged and published."""
+        before, self.place = self.place, place
+        if before == place:
+            if occurrence.error:
+                self.error = occurrence.error
+            return
+        self.error = occurrence.error
+        record = self.performer.record
+        emit(
+            self.log,
+            "replication.state",
+            state=place.state.value,
+            before=before.state.value,
+            role=place.role.value,
+            cause=occurrence.event.value,
+            generation=record and record.generation,
+            peer=self.reach.peer,
+            error=self.error,
+        )
+        self.poke()
+        self.changed()
+
+    # -- fencing -------------------------------------------------------------------------------------
+
+    def _start_fence(self, nursery: trio.Nursery) -> None:
+        """Run the fencing command, where the configuration has one, once for each loss of the peer."""
+        if self._host.settings.config.failover.policy == "command" and self.watching.peer_lost:
+            self.watching.peer_lost = False
+            self._fence = trio.CancelScope()
+            nursery.start_soon(self._run_fence, self._fence)
+
+    async def _run_fence(self, scope: trio.CancelScope) -> None:
+        with scope:
+            if await fence(self):
+                self.push(Event.FENCED)

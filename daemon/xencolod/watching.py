@@ -1,0 +1,264 @@
+"""What a domain's replication does between two events, state by state."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING
+
+import trio
+
+from xencolo.disk import Role
+from xencolo.errors import XencoloError
+from xencolo.plan import Launch
+from xencolo.qmp import Event as QmpEvent
+from xencolo.replication import Action, Event, Place, Step
+from xencolo.status import DomainState, Resync
+from xencolod.blocks import Attachment, Service
+from xencolod.log import emit
+from xencolod.preparation import finish_failover, record_for, ready_images
+
+if TYPE_CHECKING:
+    from xencolod.replicator import Replicator
+
+_S = DomainState
+_RETRY_MIN = 0.5
+#: A resync is looked at this often at first: a small disk should not wait for the next look.
+_LOOK_MIN = 0.02
+#: Seconds between two lines of a resync's progress in the log.
+_PROGRESS_EVERY = 10.0
+
+_ATTACHMENTS = {
+    Attachment.CLEAN: Event.CLEAN,
+    Attachment.PARTIAL: Event.PARTIAL,
+    Attachment.ATTACHED: Event.ATTACHED,
+}
+_SERVICES = {
+    Service.FRESH: Event.CLEAN,
+    Service.PARTIAL: Event.PARTIAL,
+    Service.SERVING: Event.SERVING,
+    Service.REPLICATING: Event.IN_SESSION,
+    Service.SPENT: Event.SPENT,
+}
+#: What QEMU says when a copy breaks or is ready: it calls for a look at once.
+_ALARMS = {
+    *("QUORUM_REPORT_BAD", "QUORUM_FAILURE", "BLOCK_IO_ERROR"),
+    *("BLOCK_JOB_ERROR", "BLOCK_JOB_READY", "BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED"),
+}
+
+
+class Watching:
+    """The activity of each state; it ends as soon as an event is queued, and begins anew after it.
+
+    :ivar peer_lost: whether the peer was lost and nobody was told to fence it off yet.
+    """
+
+    def __init__(self, owner: "Replicator") -> None:
+        self.peer_lost = False
+        self._owner = owner
+        self._performer = owner.performer
+        self._changed = trio.Event()
+        self._to_prepare: Launch | None = None
+        self._prepared: Launch | None = None
+        self._failures = 0
+        self._checkpoint_at: float | None = None
+        self._progress_at = 0.0
+        self._activities: Mapping[Place, Callable[[], Awaitable[None]]] = {
+            Place(Role.PRIMARY, _S.LAUNCHING): self._begin,
+            Place(Role.SECONDARY, _S.LAUNCHING): self._begin,
+            Place(Role.PRIMARY, _S.RESYNCING): self._follow_mirror,
+            Place(Role.PRIMARY, _S.REPLICATING): self._keep_primary,
+            Place(Role.SECONDARY, _S.REPLICATING): self._keep_status,
+            Place(Role.PRIMARY, _S.FAILED): self._retry,
+            Place(Role.SECONDARY, _S.FAILED): self._retry,
+        }
+
+    async def run(self) -> None:
+        """Do what the state has to do; what goes wrong in it is an event like any other."""
+        activity = self._activities.get(self._owner.place)
+        try:
+            if activity:
+                await activity()
+        except XencoloError as error:
+            if self._performer.lost_qemu:
+                self._owner.qemu_lost()
+            else:
+                self._owner.push(Event.QEMU_ERROR, str(error))
+
+    def poke(self) -> None:
+        """Look again."""
+        self._changed.set()
+
+    def hear(self, event: QmpEvent) -> None:
+        """Take what QEMU said."""
+        if event.name in _ALARMS:
+            self.poke()
+
+    async def _wait(self, seconds: float = float("inf")) -> None:
+        """Wait for a poke, at most so long."""
+        with trio.move_on_after(seconds):
+            await self._changed.wait()
+        self._changed = trio.Event()
+
+    # -- before a QEMU runs, and when one is found ---------------------------------------------------
+
+    def permit(self, launch: Launch) -> bool:
+        """Return whether all that this QEMU needs is ready; once for each start."""
+        if self._prepared == launch and self._owner.accepted:
+            self._prepared = None
+            return True
+        self._to_prepare = launch
+        self.poke()
+        return False
+
+    async def _begin(self) -> None:
+        """Prepare a start, or look at the QEMU that runs."""
+        while True:
+            if self._performer.qmp:
+                await self._observe()
+                return
+            launch, self._to_prepare = self._to_prepare, None
+            if launch:
+                await self._prepare(launch)
+                return
+            await self._wait()
+
+    async def _prepare(self, launch: Launch) -> None:
+        owner, performer = self._owner, self._performer
+        view = owner.seen and owner.seen.view
+        if view is None:
+            return
+        await record_for(performer, view, launch.role)
+        if performer.known.unfinished:
+            await finish_failover(performer, owner.log)
+        elif launch.role is performer.known.role:
+            await ready_images(performer, launch.role, owner.log)
+            self._prepared = launch
+            self._failures = 0
+        owner.place = Place(performer.known.role, _S.LAUNCHING)
+        owner.error = None
+        owner.changed()
+        await self._wait()
+
+    async def _observe(self) -> None:
+        """Find out where the QEMU is in its life."""
+        owner, performer = self._owner, self._performer
+        seen = owner.seen
+        if seen is None or seen.launch is None:
+            return
+        await record_for(performer, seen.view, seen.launch.role)
+        record = performer.known
+        performer.session = await performer.primary.session()
+        owner.place = Place(record.role, _S.LAUNCHING)
+        if record.unfinished:
+            owner.push(Event.UNFINISHED)
+        elif record.role is Role.SECONDARY:
+            owner.push(_SERVICES[await performer.secondary.observe()])
+        else:
+            event = _ATTACHMENTS[await performer.primary.observe()]
+            taken_over = event is Event.CLEAN and record.promoted and not record.peer
+            owner.push(Event.TAKEN_OVER if taken_over else event)
+
+    # -- while it runs -------------------------------------------------------------------------------
+
+    async def _follow_mirror(self) -> None:
+        """Follow the resync until every disk is equal."""
+        look, longest = _LOOK_MIN, self._performer.host.settings.config.replication.poll
+        while True:
+            progress = await self._performer.primary.progress()
+            if progress.failed:
+                self._owner.push(Event.QEMU_ERROR, f"the resync failed: {progress.failed}")
+                return
+            if progress.ready:
+                self._owner.push(Event.MIRRORED)
+                return
+            self._say_progress(progress.done, progress.total)
+            await self._wait(look)
+            look = min(look * 2, longest)
+
+    def _say_progress(self, done: int, total: int) -> None:
+        now = trio.current_time()
+        seconds = now - (self._performer.times.resync or now)
+        rate = int(done / seconds) if seconds > 0 else 0
+        left = int((total - done) / rate) if rate else None
+        resync = Resync(done, total, rate, left)
+        if resync != self._performer.resync:
+            self._performer.resync = resync
+            self._owner.changed()
+        if now >= self._progress_at:
+            self._progress_at = now + _PROGRESS_EVERY
+            emit(self._owner.log, "resync.progress", **resync._asdict())
+
+    async def _keep_primary(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_status)
+            nursery.start_soon(self._keep_checkpoints)
+
+    async def _keep_status(self) -> None:
+        """Look at QEMU's replication status, at times and when QEMU says that something broke."""
+        self._failures = 0
+        while True:
+            if error := await self._performer.status.error():
+                self._owner.push(Event.QEMU_ERROR, f"QEMU's replication reports: {error}")
+                return
+            await self._wait(self._performer.host.settings.config.replication.poll)
+
+    async def _keep_checkpoints(self) -> None:
+        """Take a checkpoint at each interval; one that comes late does not bring the next one forward."""
+        interval = self._performer.host.settings.config.replication.checkpoint_interval
+        if not interval:
+            return
+        if self._checkpoint_at is None or self._checkpoint_at < trio.current_time() - interval:
+            self._checkpoint_at = trio.current_time() + interval
+        await trio.sleep_until(self._checkpoint_at)
+        self._checkpoint_at += interval
+        self._owner.push(Event.CHECKPOINT)
+
+    async def _retry(self) -> None:
+        """Try again what failed, with growing pauses; what is refused waits for the nodes to change."""
+        if not self._owner.accepted:
+            await self._wait()
+            return
+        longest = self._performer.host.settings.config.replication.retry_max
+        pause = min(_RETRY_MIN * 2**self._failures, longest)
+        self._failures = min(self._failures + 1, 16)
+        await trio.sleep(pause)
+        self._owner.push(Event.RETRY)
+
+    # -- saying --------------------------------------------------------------------------------------
+
+    def say_done(self, todo: Step, event: Event) -> None:
+        """Log what a step has brought about."""
+        performer, times = self._performer, self._performer.times
+        log, now = self._owner.log, trio.current_time()
+        generation = performer.record and performer.record.generation
+        seconds = round(now - times.began, 4)
+        paused = round(times.stood, 4)
+        if event in {Event.PEER_LOST, Event.PEER_SILENT}:
+            self.peer_lost = True
+        if Action.MIRROR in todo.actions:
+            emit(
+                log,
+                "resync.started",
+                peer=self._owner.reach.peer,
+                total=performer.resync and performer.resync.total,
+                generation=generation,
+            )
+        elif Action.ATTACH in todo.actions:
+            performer.resync = None
+            if Action.CONNECT in todo.actions:
+                emit(log, "resync.skipped", peer=self._owner.reach.peer, generation=generation)
+            whole = round(now - (times.resync or times.began), 4)
+            emit(log, "resync.done", seconds=whole, paused=paused, generation=generation)
+        elif Action.CHECKPOINT_PEER in todo.actions:
+            emit(
+                log,
+                "checkpoint.done",
+                number=performer.number,
+                seconds=seconds,
+                paused=paused,
+                generation=generation,
+            )
+            self._owner.changed()
+        elif Action.CHECKPOINT in todo.actions:
+            emit(log, "checkpoint.taken", number=performer.number)
+            self._owner.changed()
+        elif Action.RECORD_PROMOTED in todo.actions:
+            emit(log, "failover.done", generation=generation, seconds=seconds)
