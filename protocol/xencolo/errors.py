@@ -20,6 +20,7 @@
     ├── DeviceError            adding or removing a device
     ├── DomainError            a domain that isn't there, or is already
     ├── ConfigError            the configuration file, with line or key
+    ├── ReplicationError       QEMU's replication is not where the step needs it
     └── QmpError
         ├── QmpProtocolError   bytes that are no QMP
         ├── QmpCommandError    QEMU refused a command
@@ -175,6 +176,10 @@ class DomainError(XencoloError):
 
 class ConfigError(XencoloError):
     """The configuration can't be used; the message names file and line or key."""
+
+
+class ReplicationError(XencoloError):
+    """A step of the replication can't be done from where QEMU's disks are; the message says the remedy."""
 
 
 class QmpError(XencoloError):
