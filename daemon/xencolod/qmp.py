@@ -28,22 +28,30 @@ class Qmp:
         self._sending = trio.Lock()
         self._closed: QmpClosed | None = None
         self._ended = trio.Event()
+        self._oob = False
         self.version = (0, 0, 0)
 
     async def execute(
-        self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = 10.0
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = 10.0,
+        oob: bool = False,
     ) -> Any:  # noqa: ANN401 - JSON
         """Return what the command returns.
 
         Cancelled or late, the command may still be performed by QEMU.
 
         :param timeout: seconds to wait for the reply.
+        :param oob: overtake the commands before it, one that QEMU hangs in too; in turn where QEMU
+            can't (before 2.12).
         :raises QmpCommandError: QEMU refused it.
         :raises QmpClosed: QEMU went away, or did not reply in time.
         """
         if self._closed:
             raise QmpClosed(*self._closed.args)
-        number, line = self._session.command(command, arguments or {})
+        number, line = self._session.command(command, arguments or {}, oob=oob and self._oob)
         send, receive = trio.open_memory_channel[Reply](1)
         self._replies[number] = send
         try:
@@ -82,7 +90,11 @@ class Qmp:
             raise QmpClosed(*self._closed.args)
         if not self._greeted.is_set():
             raise QmpClosed("QEMU sent no QMP greeting in time; another client may be connected")
-        await self.execute("qmp_capabilities", timeout=max(0.0, deadline - trio.current_time()))
+        await self.execute(
+            "qmp_capabilities",
+            {"enable": ["oob"]} if self._oob else {},
+            timeout=max(0.0, deadline - trio.current_time()),
+        )
 
     async def receive(self) -> None:
         """Take what QEMU says until it closes; then every command under way ends with QmpClosed."""
@@ -108,8 +120,8 @@ class Qmp:
 
     def _take(self, message: Greeting | Reply | Event) -> None:
         match message:
-            case Greeting(version):
-                self.version = version
+            case Greeting(version, oob):
+                self.version, self._oob = version, oob
                 self._greeted.set()
             case Reply(number):
                 # Nobody waits any more for a reply that came after its deadline.

@@ -16,6 +16,8 @@ from xencolo.graph import (
     Form,
     Place,
     device_id,
+    nbd_node,
+    peer_node,
     plain_node,
     quorum_node,
     render,
@@ -177,12 +179,16 @@ def _refusal(drive: Drive) -> str | None:
     return None
 
 
+# The names of a disk's nodes, those that a later resync makes too.
+_NAMES = (quorum_node, replication_node, peer_node, nbd_node, plain_node, device_id)
+
+
 def _claims(drive: Drive) -> Iterator[tuple[str, str, bool]]:
     """Yield what the disk claims: what, the remedy, whether another may claim it too."""
     bus, number = drive.place
     devid = drive.disk.devid
     yield f"{bus.upper()} disk {number}", "give each disk a place of its own", False
-    names = [name(devid) for name in (quorum_node, replication_node, plain_node, device_id)]
+    names = [name(devid) for name in _NAMES]
     names.append(text_id(drive))
     if drive.role is not Role.NONE and drive.disk.colo_export:
         names.append(drive.disk.colo_export)

@@ -35,6 +35,20 @@ def replication_node(devid: int) -> str:
     return f"replication-{devid}"
 
 
+def peer_node(devid: int) -> str:
+    """Return the name of the node through which a primary's quorum writes to the secondary.
+
+    It is a replication node in mode primary, and stands beside :func:`replication_node` in a QEMU that
+    was a secondary and is a primary now.
+    """
+    return f"peer-{devid}"
+
+
+def nbd_node(devid: int) -> str:
+    """Return the name of the node that is a disk of the secondary, reached over NBD."""
+    return f"nbd-{devid}"
+
+
 def plain_node(devid: int) -> str:
     """Return the name of the only node of a disk without COLO."""
     return f"plain-{devid}"

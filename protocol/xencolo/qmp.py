@@ -45,9 +45,11 @@ class Greeting(NamedTuple):
     """QEMU's first words.
 
     :ivar version: (major, minor, micro).
+    :ivar oob: whether QEMU can take commands out of band.
     """
 
     version: tuple[int, int, int]
+    oob: bool = False
 
 
 class Reply(NamedTuple):
@@ -84,6 +86,7 @@ class _Versions(msgspec.Struct):
 
 class _Greeting(msgspec.Struct):
     version: _Versions
+    capabilities: list[str] = []
 
 
 class _Time(msgspec.Struct):
@@ -117,11 +120,17 @@ class Session:
         self._commands: dict[int, str] = {}
         self._last_id = 0
 
-    def command(self, name: str, arguments: Mapping[str, Json]) -> tuple[int, bytes]:
-        """Return the command's id, by which its reply will be known, and its line."""
+    def command(
+        self, name: str, arguments: Mapping[str, Json], *, oob: bool = False
+    ) -> tuple[int, bytes]:
+        """Return the command's id, by which its reply will be known, and its line.
+
+        :param oob: out of band, which the greeting must have offered and ``qmp_capabilities`` enabled.
+        """
         self._last_id += 1
         self._commands[self._last_id] = name
-        message = {"execute": name, "arguments": dict(arguments), "id": self._last_id}
+        execute = "exec-oob" if oob else "execute"
+        message = {execute: name, "arguments": dict(arguments), "id": self._last_id}
         return self._last_id, json.dumps(message).encode() + b"\n"
 
     def feed(self, data: bytes) -> list[Greeting | Reply | Event]:
@@ -135,8 +144,9 @@ class Session:
         try:
             message = _DECODER.decode(line)
             match message:
-                case _Message(greeting=_Greeting(version=_Versions(qemu=version))):
-                    return Greeting((version.major, version.minor, version.micro))
+                case _Message(greeting=_Greeting(_Versions(version), capabilities)):
+                    numbers = (version.major, version.minor, version.micro)
+                    return Greeting(numbers, "oob" in capabilities)
                 case _Message(event=str(name), timestamp=_Time(seconds=s, microseconds=us)):
                     return Event(name, message.data, s + us / 1e6)
                 case _Message(error=_Refusal(kind=kind, text=text), id=int(number)):

@@ -41,7 +41,7 @@ def comparable(message: Greeting | Reply | Event) -> object:
 
 
 EXPECTED = [
-    Greeting((7, 2, 22)),
+    Greeting((7, 2, 22), oob=True),
     Reply(1, {}, None),
     (2, "x", "CommandNotFound", "The command x has not been found"),
     Event("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"}, 1700000000.25),
@@ -77,7 +77,7 @@ def test_each_kind_of_message_in_any_split(cuts: list[int]) -> None:
 
 def test_what_trails_waits_for_its_end() -> None:
     session = asked("stop")
-    assert session.feed(GREETING + RETURN[:-5]) == [Greeting((7, 2, 22))]
+    assert session.feed(GREETING + RETURN[:-5]) == [Greeting((7, 2, 22), oob=True)]
     assert session.feed(RETURN[-5:]) == [Reply(1, {}, None)]
 
 
