@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from xencolod.commands import disk, domain, show, status
+from xencolod.commands import disk, domain, replication, show, status
 from xencolod.commands.common import ReportingCommand, ReportingGroup, Settings, examples
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -46,6 +46,10 @@ for _command in (
     domain.role,
     show.drives,
     status.status,
+    replication.checkpoint,
+    replication.resync,
+    replication.failover,
+    replication.detach,
     show.events,
     show.completion,
     show.demo,

@@ -4,6 +4,7 @@ They stand under ``/libxl/<domid>/colo``, which no guest can write and which lib
 Precedent: libxl's ``/libxl/<domid>/remus``.
 """
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple
@@ -28,6 +29,8 @@ RESYNC_DONE = "resync-done"
 RESYNC_TOTAL = "resync-total"
 RESYNC_RATE = "resync-rate"
 RESYNC_LEFT = "resync-left"
+
+_NUMBER = re.compile(r"\d{1,19}", re.ASCII)
 
 
 class DomainState(StrEnum):
@@ -322,6 +325,34 @@ def _replication_values(replication: ReplicationStatus) -> dict[str, str | int |
     }
 
 
+#: The nodes of :class:`ReplicationStatus`.
+REPLICATION_NODES = tuple(_replication_values(ReplicationStatus()))
+
+
+def parse_replication(values: Mapping[str, str | None]) -> ReplicationStatus | None:
+    """Return what the nodes say, None where they say nothing; what is no number counts as absent.
+
+    :param values: by the names in `REPLICATION_NODES`.
+    """
+    numbers = {name: int(v) for name, v in values.items() if v and _NUMBER.fullmatch(v)}
+    total = numbers.get(RESYNC_TOTAL)
+    resync = Resync(
+        numbers.get(RESYNC_DONE, 0),
+        total or 0,
+        numbers.get(RESYNC_RATE, 0),
+        numbers.get(RESYNC_LEFT),
+    )
+    found = ReplicationStatus(
+        numbers.get(GENERATION),
+        values.get(PEER),
+        values.get(SESSION),
+        numbers.get(CHECKPOINT),
+        numbers.get(CHECKPOINT_TIME),
+        None if total is None else resync,
+    )
+    return None if found == ReplicationStatus() else found
+
+
 def status_values(domid: int, status: DomainStatus) -> dict[str, str]:
     """Return the nodes that say this, path to value."""
     base = colo_path(domid)
@@ -342,6 +373,7 @@ def status_values(domid: int, status: DomainStatus) -> dict[str, str]:
 
 __all__ = [
     "QEMU_RUNS",
+    "REPLICATION_NODES",
     "RESTORED_ROLE",
     "STATE_MEANINGS",
     "STATUS_NODES",
@@ -350,6 +382,7 @@ __all__ = [
     "DomainStatus",
     "ReplicationStatus",
     "Resync",
+    "parse_replication",
     "parse_role",
     "status_values",
 ]

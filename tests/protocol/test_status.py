@@ -9,6 +9,7 @@ from xencolo.disk import Role
 from xencolo.errors import WrongNode
 from xencolo.reference import page
 from xencolo.status import (
+    REPLICATION_NODES,
     RESTORED_ROLE,
     STATE_MEANINGS,
     STATUS_NODES,
@@ -17,6 +18,7 @@ from xencolo.status import (
     DomainStatus,
     ReplicationStatus,
     Resync,
+    parse_replication,
     parse_role,
     status_values,
 )
@@ -61,6 +63,28 @@ def test_what_is_not_there_has_no_node() -> None:
         "/libxl/5/colo/state": "waiting",
         "/libxl/5/colo/generation": "1",
     }
+
+
+REPLICATIONS = [
+    FULL.replication,
+    ReplicationStatus(generation=1),
+    ReplicationStatus(checkpoint=0, checkpoint_time=0),
+    ReplicationStatus(peer="::1", resync=Resync(1, 2, 0, None)),
+    ReplicationStatus(resync=Resync(0, 0, 0, 0)),
+    None,
+]
+
+
+@pytest.mark.parametrize("replication", REPLICATIONS, ids=repr)
+def test_a_replication_is_read_as_it_is_written(replication: ReplicationStatus | None) -> None:
+    values = status_values(5, FULL._replace(replication=replication))
+    read = {name: values.get(f"/libxl/5/colo/{name}") for name in REPLICATION_NODES}
+    assert parse_replication(read) == replication
+
+
+@pytest.mark.parametrize("value", ["", "-1", "1.5", "9" * 20, "\N{ARABIC-INDIC DIGIT ONE}", "x"])
+def test_what_is_no_number_is_as_good_as_absent(value: str) -> None:
+    assert parse_replication({"generation": value, "resync-total": value}) is None
 
 
 def test_the_role_none_is_a_role() -> None:

@@ -14,12 +14,22 @@ from xencolo.errors import SpecError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from xencolo.status import Resync
+
 Row = Sequence[str | int | None]
 
 #: How a word is coloured in the columns of _COLOURED.
 STYLES: Mapping[str, str] = {
     "ready": "green",
     "running": "green",
+    "replicating": "green",
+    "listening": "green",
+    "promoted": "green",
+    "standalone": "yellow",
+    "resyncing": "yellow",
+    "failing-over": "yellow",
+    "bypassed": "yellow",
+    "degraded": "bold red",
     "waiting": "yellow",
     "launching": "yellow",
     "ending": "yellow",
@@ -34,7 +44,7 @@ STYLES: Mapping[str, str] = {
 _ERROR_COLUMN = "ERROR"
 _COLOURED = frozenset({"STATE", "LEVEL"})
 #: These may be folded where the terminal is too narrow; the others are short.
-_FOLDED = frozenset({"NAME", "TARGET", "COLO", "FIELDS", "MEANING", _ERROR_COLUMN})
+_FOLDED = frozenset({"NAME", "TARGET", "COLO", "PEER", "FIELDS", "MEANING", _ERROR_COLUMN})
 
 
 def printable(text: str) -> str:
@@ -100,6 +110,47 @@ def rich_table(columns: Sequence[str], rows: Sequence[Row]) -> "Table":
     return table
 
 
+_DURATIONS = ((86400, "d"), (3600, "h"), (60, "min"))
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in the largest unit of which it has two: ``90 s``, ``3 min``."""
+    for size, unit in _DURATIONS:
+        if seconds >= 2 * size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def _size(size: float) -> str:
+    units = iter(("B", "KiB", "MiB", "GiB", "TiB"))
+    unit = next(units)
+    while size >= 1024 and unit != "TiB":
+        size, unit = size / 1024, next(units)
+    return f"{size:.{0 if unit == 'B' else 1}f} {unit}"
+
+
+def percent(resync: "Resync") -> int:
+    """Return how much of a resync is done; 100 only when all is."""
+    return min(resync.done, resync.total) * 100 // resync.total if resync.total else 0
+
+
+def resync_bar(label: str, resync: "Resync") -> "Table":
+    """Return the progress of a resync for a terminal."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    left = "" if resync.left is None else f", {duration(resync.left)} left"
+    said = (
+        f"{percent(resync)} %, {_size(resync.done)} of {_size(resync.total)}, "
+        f"{_size(resync.rate)}/s{left}"
+    )
+    grid = Table.grid(padding=(0, 1))
+    bar = ProgressBar(total=max(resync.total, 1), completed=resync.done, width=40)
+    grid.add_row(Text(printable(label)), bar, Text(said))
+    return grid
+
+
 def _style(column: str, text: str) -> str:
     if column == _ERROR_COLUMN and text != "-":
         return "red"
@@ -108,11 +159,14 @@ def _style(column: str, text: str) -> str:
 
 __all__ = [
     "cell",
+    "duration",
     "line",
     "message",
+    "percent",
     "print_json",
     "print_table",
     "printable",
+    "resync_bar",
     "rich_table",
     "warn",
 ]

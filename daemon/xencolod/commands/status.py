@@ -3,24 +3,55 @@
 # ruff: noqa: PLC0415 - slow modules are imported where they are needed: --help answers at once
 
 import sys
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from xencolod.commands.common import DOMID_OR_ALL, JSON, examples, run
 from xencolod.commands.disk import vdev_of
-from xencolod.commands.output import line, print_json, print_table, rich_table
+from xencolod.commands.output import (
+    duration,
+    line,
+    message,
+    percent,
+    print_json,
+    print_table,
+    resync_bar,
+    rich_table,
+    warn,
+)
 
 if TYPE_CHECKING:
-    from xencolod.domains import Found
-    from xencolod.xenstore import Client
+    from rich.table import Table
 
-COLUMNS = ("DOMID", "NAME", "VDEV", "ROLE", "IN-FORCE", "STATE", "QEMU-PID", "ERROR")
-Row = tuple[str | int | None, ...]
+    from xencolo.status import ReplicationStatus
+    from xencolod.domains import Found
+    from xencolod.xenstore import Client, Watch
+
+
+class Row(NamedTuple):
+    """A line about a domain, or with ``vdev`` about one of its disks."""
+
+    domid: int
+    name: str
+    vdev: str | None = None
+    role: str | None = None
+    in_force: str | None = None
+    state: str | None = None
+    peer: str | None = None
+    generation: int | None = None
+    checkpoint: str | None = None
+    resync: str | None = None
+    qemu_pid: int | None = None
+    error: str | None = None
+
+
+COLUMNS = tuple(name.upper().replace("_", "-") for name in Row._fields)
 #: Seconds between two redraws at most: a burst of changes is shown as one.
 _SETTLE = 0.1
-#: Seconds after which all is read anew without a change: watches may be lost, and so may xenstored.
+#: Seconds after which all is read anew without a change.
 _RESCAN = 2.0
 
 
@@ -37,6 +68,8 @@ class Status(NamedTuple):
     """How a domain is; the names are those of ``--json``.
 
     :ivar state: what xencolod published, None where it has not.
+    :ivar replication: None where it has not, too.
+    :ivar command: a command that waits to be taken.
     """
 
     domid: int
@@ -46,6 +79,9 @@ class Status(NamedTuple):
     state: str | None
     error: str | None
     qemu_pid: int | None
+    replication: "ReplicationStatus | None"
+    command: str | None
+    answer: str | None
     disks: tuple[DiskStatus, ...]
 
 
@@ -60,10 +96,11 @@ class Status(NamedTuple):
 @JSON
 @click.option("--watch", is_flag=True, help="Go on showing changes, until ^C.")
 def status(domid: int | None, as_json: bool, watch: bool) -> None:
-    """Show the domains that have disks: role, state, QEMU and errors.
+    """Show the domains that have disks: role, state, replication, QEMU and errors.
 
     The states are xencolod's; errors in the nodes of a disk are found without it, too. A line
-    without VDEV is about the domain. In a pipe, --watch prints the lines that changed.
+    without VDEV is about the domain. CHECKPOINT is the number and the age of the last one. In a
+    pipe, --watch prints the lines that changed; that a checkpoint was taken is no change.
     """
     if as_json and watch:
         raise click.UsageError("--json prints one document: it does not go with --watch")
@@ -95,10 +132,17 @@ async def _status(client: "Client", found: "Found") -> Status:
     from xencolod.xenstore import directory
 
     base = colo_path(found.domid)
-    state, role, error, pid = await _texts(
-        client,
-        *(f"{base}/{n}" for n in (names.STATE, names.ROLE_IN_FORCE, names.ERROR, names.QEMU_PID)),
+    nodes = (
+        names.COMMAND,  # read before its answer: what is seen taken has one
+        names.ANSWER,
+        names.STATE,
+        names.ROLE_IN_FORCE,
+        names.ERROR,
+        names.QEMU_PID,
+        *names.REPLICATION_NODES,
     )
+    values = dict(zip(nodes, await _texts(client, *(f"{base}/{n}" for n in nodes)), strict=True))
+    pid = values[names.QEMU_PID]
     disks = {}
     for devid in await directory(client, f"{base}/device"):
         if devid.isdigit():
@@ -109,14 +153,17 @@ async def _status(client: "Client", found: "Found") -> Status:
             )
             disks[int(devid)] = published
     return Status(
-        found.domid,
-        found.name,
-        found.role,
-        role,
-        state,
-        found.role_error or error,
-        int(pid) if pid and pid.isdigit() else None,
-        tuple(_disk_statuses(found, disks)),
+        domid=found.domid,
+        name=found.name,
+        role=found.role,
+        role_in_force=values[names.ROLE_IN_FORCE],
+        state=values[names.STATE],
+        error=found.role_error or values[names.ERROR],
+        qemu_pid=int(pid) if pid and pid.isdigit() else None,
+        replication=names.parse_replication(values),
+        command=values[names.COMMAND],
+        answer=values[names.ANSWER],
+        disks=tuple(_disk_statuses(found, disks)),
     )
 
 
@@ -141,22 +188,47 @@ async def _texts(client: "Client", *paths: str) -> list[str | None]:
 
 
 def _as_json(domain: Status) -> dict[str, Any]:
-    return domain._asdict() | {"disks": [disk._asdict() for disk in domain.disks]}
+    return domain._asdict() | {
+        "replication": _replication_as_json(domain.replication),
+        "disks": [disk._asdict() for disk in domain.disks],
+    }
+
+
+def _replication_as_json(replication: "ReplicationStatus | None") -> dict[str, Any] | None:
+    if replication is None:
+        return None
+    resync = replication.resync
+    return replication._asdict() | {"resync": resync._asdict() if resync else None}
 
 
 def _rows(domain: Status) -> Iterator[Row]:
-    yield (
+    replication = domain.replication
+    yield Row(
         domain.domid,
         domain.name,
-        None,
-        domain.role,
-        domain.role_in_force,
-        domain.state,
-        domain.qemu_pid,
-        domain.error,
+        role=domain.role,
+        in_force=domain.role_in_force,
+        state=domain.state,
+        peer=replication and replication.peer,
+        generation=replication and replication.generation,
+        checkpoint=last_checkpoint(domain),
+        resync=replication and replication.resync and f"{percent(replication.resync)} %",
+        qemu_pid=domain.qemu_pid,
+        error=domain.error,
     )
     for disk in domain.disks:
-        yield (domain.domid, domain.name, disk.vdev, None, None, disk.state, None, disk.error)
+        yield Row(domain.domid, domain.name, disk.vdev, state=disk.state, error=disk.error)
+
+
+def last_checkpoint(domain: Status) -> str | None:
+    """Return number and age of the last checkpoint in words."""
+    replication = domain.replication
+    if replication is None or replication.checkpoint is None:
+        return None
+    if replication.checkpoint_time is None:
+        return str(replication.checkpoint)
+    age = duration(time.time() - replication.checkpoint_time)
+    return f"{replication.checkpoint}, {age} ago"
 
 
 # -- following --------------------------------------------------------------------------------
@@ -165,46 +237,85 @@ def _rows(domain: Status) -> Iterator[Row]:
 async def _follow(client: "Client", domid: int | None) -> None:
     """Show the status after every change, until interrupted: there is no end to wait for."""
     if sys.stdout.isatty():
+        from rich.console import Group
         from rich.live import Live
 
         with Live(auto_refresh=False) as live:
-            async for rows in _changes(client, domid):
-                live.update(rich_table(COLUMNS, rows), refresh=True)
+            async for found in _changes(client, domid):
+                rows = [row for domain in found for row in _rows(domain)]
+                live.update(Group(rich_table(COLUMNS, rows), *resync_bars(found)), refresh=True)
         return
     before: list[Row] = []
     click.echo(line(COLUMNS))
-    async for rows in _changes(client, domid):
+    async for found in _changes(client, domid):
+        rows = [row for domain in found for row in _rows(domain)]
         for row in changed_rows(before, rows):
             click.echo(line(row))
         before = rows
 
 
-async def _changes(client: "Client", domid: int | None) -> AsyncIterator[list[Row]]:
+def resync_bars(found: Iterable[Status]) -> "Iterator[Table]":
+    """Yield how far the resync of each domain is that has one, for a terminal."""
+    for domain in found:
+        if domain.replication and domain.replication.resync:
+            yield resync_bar(f"{domain.domid} {domain.name}", domain.replication.resync)
+
+
+async def _changes(client: "Client", domid: int | None) -> AsyncIterator[list[Status]]:
     import trio
 
+    from xencolo.errors import DomainError
     from xencolo.paths import backend_root
     from xencolod.domains import TOOLSTACK_DOMID
 
     roots = ["/libxl", backend_root(TOOLSTACK_DOMID)]
     async with client.watch(*roots) as watch:
+        yield await read_status(client, domid)
         while True:
-            with trio.move_on_after(_RESCAN):
-                await watch.take()
-            found = await read_status(client, domid)
-            yield [row for domain in found for row in _rows(domain)]
+            try:
+                found = await next_status(client, watch, domid)
+            except DomainError:
+                found = []  # its lines go; it may come back
+            yield found
             await trio.sleep(_SETTLE)
+
+
+async def next_status(client: "Client", watch: "Watch", domid: int | None) -> list[Status]:
+    """Wait for a change and return the status then; a xenstored that went away is waited for.
+
+    Waits for it without a deadline, as whoever waits for a change has none either.
+
+    :raises DomainError: the domain that was asked for does not exist.
+    :raises StoreError: xenstored refused.
+    """
+    from xencolo.errors import ConnectionLost, DeadlineExceeded
+
+    await changed(watch)
+    while True:
+        try:
+            return await read_status(client, domid)
+        except (ConnectionLost, DeadlineExceeded) as error:
+            warn(f"{message(error)}; waiting for xenstored")
+            await client.wait_connected()
+
+
+async def changed(watch: "Watch") -> None:
+    """Wait for a change, or for a while: watches may be lost, and so may xenstored."""
+    import trio
+
+    with trio.move_on_after(_RESCAN):
+        await watch.take()
 
 
 def changed_rows(before: list[Row], after: list[Row]) -> Iterator[Row]:
     """Yield the rows that are new or different; for each that vanished one with state ``gone``."""
-    known = set(before)
-    yield from (row for row in after if row not in known)
-    left = {_key(row) for row in after}
+    known = {_ageless(row) for row in before}
+    yield from (row for row in after if _ageless(row) not in known)
+    left = {(row.domid, row.vdev) for row in after}
     for row in before:
-        if _key(row) not in left:
-            domid, name, vdev = row[:3]
-            yield (domid, name, vdev, None, None, "gone", None, None)
+        if (row.domid, row.vdev) not in left:
+            yield Row(row.domid, row.name, row.vdev, state="gone")
 
 
-def _key(row: Row) -> Row:
-    return row[0], row[2]
+def _ageless(row: Row) -> Row:
+    return row._replace(checkpoint=None)
