@@ -8,22 +8,29 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 import trio
 
 from xencolo import link as peer
 from xencolo.disk import Disk, Format, Role
-from xencolo.errors import LinkClosed, RecordError, ReplicationError
+from xencolo.errors import LinkClosed, ReplicationError
+from xencolo.graph import Form
+from xencolo.plan import Domain
 from xencolo.record import Record, chain_of
 from xencolo.replication import Action
 from xencolo.status import Resync
 from xencolod import images
 from xencolod.blocks import Blocks
 from xencolod.link import Link, Security
+from xencolod.primary_blocks import PrimaryBlocks
+from xencolod.qmp import Qmp
 from xencolod.records import Records
+from xencolod.secondary_blocks import SecondaryBlocks
 from xencolod.supervisor import Settings
+
+B = TypeVar("B", bound=Blocks)
 
 #: Seconds between two looks whether the commit of a failover has ended, at first and at most.
 _COMMIT_POLL = 0.002, 0.1
@@ -53,20 +60,21 @@ class Host(Protocol):
 
 @dataclass
 class Times:
-    """When things began, on trio's clock."""
+    """When things began, on trio's clock, and how long the guest stood last."""
 
+    began: float = 0.0
     paused: float | None = None
     stood: float = 0.0
     resync: float | None = None
-    checkpoint: float | None = None
 
 
 class Performer:
     """The shared state of one domain's actions, and the actions.
 
     :ivar disks: its COLO disks, by devid.
-    :ivar blocks: its QEMU, None while there is none to talk to.
+    :ivar qmp: to its QEMU, None while there is none to talk to.
     :ivar link: to the secondary's daemon, None while there is none.
+    :ivar nbd: where the secondary's NBD server is.
     :ivar session: the replication session that this side is in or about to begin.
     :ivar number: of the last checkpoint in the session.
     """
@@ -75,10 +83,12 @@ class Performer:
         self.domid = domid
         self.host = host
         self.disks: tuple[Disk, ...] = ()
-        self.blocks: Blocks | None = None
+        self.qmp: Qmp | None = None
         self.link: Link | None = None
-        self.welcome: peer.Welcome | None = None
+        self.nbd: tuple[str, int] | None = None
         self.assume_equal = False
+        self.later_generation: int | None = None
+        self.peer_generation: int | None = None
         self.session: str | None = None
         self.number = 0
         self.checkpoint_time: int | None = None
@@ -87,6 +97,9 @@ class Performer:
         self.record: Record | None = None
         self._renew = renew
         self._ended: str | None = None
+        self._form = Form.BLOCKDEV
+        self._timeout = 10.0
+        self._saving = trio.Lock()
         self._lengths: dict[tuple[str, Format], int] = {}
         self._perform: Mapping[Action, Callable[[], Awaitable[None]]] = {
             Action.PAUSE: self._pause,
@@ -109,11 +122,12 @@ class Performer:
             Action.RENEW: self._start_anew,
             Action.RECORD_STALE: self._record_stale,
             Action.RECORD_IN_SYNC: self._record_in_sync,
+            Action.RECORD_SUPERSEDED: self._record_superseded,
             Action.RECORD_FAILOVER: self._record_failover,
             Action.FAILOVER: self._failover,
             Action.AWAIT_COMMIT: self._await_commit,
             Action.FLUSH: self._flush,
-            Action.RECORD_PROMOTED: self._record_promoted,
+            Action.RECORD_PROMOTED: self.promote,
         }
 
     async def perform(self, action: Action) -> None:
@@ -125,15 +139,71 @@ class Performer:
 
     # -- what there is -----------------------------------------------------------------------------
 
+    def describe(self, view: Domain, form: Form, timeout: float) -> None:
+        """Take what the nodes say of the disks; a disk that can't be read is as it was."""
+        read = {d: device.disk for d, device in view.devices.items() if device.is_colo}
+        before = {disk.devid: disk for disk in self.disks}
+        disks = {devid: disk or before.get(devid) for devid, disk in sorted(read.items())}
+        self.disks = tuple(disk for disk in disks.values() if disk)
+        self._form, self._timeout = form, timeout
+
+    def begin(self) -> None:
+        """Note that a step begins."""
+        self.times.began, self.times.stood = trio.current_time(), 0.0
+
+    def _blocks(self, kind: type[B]) -> B:
+        if self.qmp is None:
+            raise ReplicationError("there is no QEMU to talk to")
+        credentials = self.host.credentials()
+        return kind(
+            self.qmp, self.disks, self._form, timeout=self._timeout, credentials=credentials
+        )
+
     @property
-    def qemu(self) -> Blocks:
-        """The domain's QEMU.
+    def primary(self) -> PrimaryBlocks:
+        """The domain's QEMU as a primary's.
 
         :raises ReplicationError: there is none to talk to.
         """
-        if self.blocks is None:
-            raise ReplicationError("there is no QEMU to talk to")
-        return self.blocks
+        return self._blocks(PrimaryBlocks)
+
+    @property
+    def secondary(self) -> SecondaryBlocks:
+        """The domain's QEMU as a secondary's.
+
+        :raises ReplicationError: there is none to talk to.
+        """
+        return self._blocks(SecondaryBlocks)
+
+    @property
+    def either(self) -> Blocks:
+        """The domain's QEMU, for what goes for both roles.
+
+        :raises ReplicationError: there is none to talk to.
+        """
+        return self._blocks(Blocks)
+
+    @property
+    def lost_qemu(self) -> bool:
+        """Whether the connection to QEMU has ended."""
+        return self.qmp is not None and self.qmp.closed
+
+    @property
+    def assumes_equal(self) -> bool:
+        """Whether somebody said, for this time or for all, that the disks of both hosts are equal."""
+        return self.assume_equal or self.host.settings.config.replication.assume_equal
+
+    @property
+    def superseded(self) -> str | None:
+        """Why this host may not be the primary, None where it may."""
+        record = self.record
+        if record is None or record.superseded_by is None or record.role is not Role.PRIMARY:
+            return None
+        return (
+            f"another host is the primary of generation {record.superseded_by}, this one's is "
+            f"{record.generation}: make it a secondary (xencolo role {self.domid} secondary), and let "
+            f"the other one resync to it"
+        )
 
     @property
     def known(self) -> Record:
@@ -150,10 +220,11 @@ class Performer:
 
         :raises RecordError: it could not be saved; nothing changed.
         """
-        record = msgspec.structs.replace(self.known, **changes)
-        if record != self.record:
-            await self.host.records.save(record)
-            self.record = record
+        async with self._saving:
+            record = msgspec.structs.replace(self.known, **changes)
+            if record != self.record:
+                await self.host.records.save(record)
+                self.record = record
 
     async def infos(self) -> tuple[peer.DiskInfo, ...]:
         """Return what the peer is told of the disks.
@@ -181,27 +252,27 @@ class Performer:
 
     async def _pause(self) -> None:
         self.times.paused = trio.current_time()
-        await self.qemu.pause()
+        await self.either.pause()
 
     async def _resume(self) -> None:
-        await self.qemu.resume()
+        await self.either.resume()
         if self.times.paused is not None:
             self.times.stood = trio.current_time() - self.times.paused
             self.times.paused = None
 
     async def _mark(self) -> None:
-        await self.qemu.mark(self.session)
+        await self.either.mark(self.session)
 
     async def check(self) -> None:
         """Look at QEMU's replication status.
 
         :raises ReplicationError: QEMU reports an error.
         """
-        if error := await self.qemu.error():
+        if error := await self.either.error():
             raise ReplicationError(f"QEMU's replication reports: {error}")
 
     async def _checkpoint(self) -> None:
-        await self.qemu.checkpoint()
+        await self.either.checkpoint()
         self.checkpoint_time = int(time.time())
 
     # -- primary -----------------------------------------------------------------------------------
@@ -225,23 +296,23 @@ class Performer:
         await self.ask(peer.Prepare(self.session, assume_equal=self.assume_equal))
 
     async def _connect(self) -> None:
-        if self.link is None or self.welcome is None:
+        if self.nbd is None:
             raise LinkClosed("there is no link to the peer")
-        await self.qemu.connect(self.link.host, self.welcome.port)
+        await self.primary.connect(*self.nbd)
 
     async def _mirror(self) -> None:
         self.times.resync = trio.current_time()
         self.resync = Resync(0, await self.total(), 0, None)
-        await self.qemu.mirror(self.host.settings.config.replication.resync_speed << 20)
+        await self.primary.mirror(self.host.settings.config.replication.resync_speed << 20)
 
     async def _finish_mirror(self) -> None:
-        await self.qemu.finish_mirror()
+        await self.primary.finish_mirror()
 
     async def _start_peer(self) -> None:
         await self.ask(peer.Start(self._session()))
 
     async def _attach(self) -> None:
-        await self.qemu.attach()
+        await self.primary.attach()
 
     async def _checkpoint_peer(self) -> None:
         self.number += 1
@@ -254,22 +325,20 @@ class Performer:
     async def _detach(self) -> None:
         self.resync = None
         self._ended, self.session = self.session, None
-        # The mark first: what is half detached must not look like a session.
-        await self.qemu.mark(None)
-        await self.qemu.detach(cut=True)
+        await self.primary.detach(cut=True)
 
     # -- secondary ---------------------------------------------------------------------------------
 
     async def _serve(self) -> None:
         self.host.security()  # nobody is to be let in while it is not known how
         disk = self.disks[0]
-        await self.qemu.serve(disk.colo_host or "", disk.colo_port)
+        await self.secondary.serve(disk.colo_host or "", disk.colo_port)
 
     async def _unserve(self) -> None:
-        await self.qemu.unserve()
+        await self.secondary.unserve()
 
     async def _start(self) -> None:
-        await self.qemu.start()
+        await self.secondary.start()
 
     async def _start_anew(self) -> None:
         if not self.host.settings.config.qemu.restart:
@@ -282,49 +351,46 @@ class Performer:
         self._renew()
 
     async def _record_stale(self) -> None:
-        await self.save(in_sync=False)
+        generation = self.peer_generation or self.known.generation
+        await self.save(in_sync=False, generation=max(generation, self.known.generation))
 
     async def _record_in_sync(self) -> None:
         self.number = 0
         self.checkpoint_time = int(time.time())
         await self.save(in_sync=True)
 
+    async def _record_superseded(self) -> None:
+        await self.save(superseded_by=self.later_generation)
+
     async def _record_failover(self) -> None:
         chains = tuple(chain_of(disk) for disk in self.disks)
         await self.save(generation=self.known.generation + 1, unfinished=chains)
 
     async def _failover(self) -> None:
-        await self.qemu.failover()
+        await self.secondary.failover()
 
     async def _await_commit(self) -> None:
         """Wait without a deadline: how long depends on what the guest wrote."""
         pause, longest = _COMMIT_POLL
-        while not await self.qemu.committed():
+        while not await self.secondary.committed():
             await trio.sleep(pause)
             pause = min(pause * 2, longest)
 
     async def _flush(self) -> None:
-        await self.qemu.flush()
+        await self.either.flush()
 
-    async def _record_promoted(self) -> None:
+    async def promote(self) -> None:
+        """Record that the domain is a primary now, in xenstore and on disk.
+
+        :raises XenstoreError: xenstored failed.
+        :raises RecordError: it could not be saved.
+        """
         # First the node: a role node that says secondary later is then the operator's word.
         await self.host.set_role(self.domid, Role.PRIMARY)
         await self.save(
             role=Role.PRIMARY, promoted=True, in_sync=False, unfinished=(), superseded_by=None
         )
-        await self.qemu.mark(None)
         self.session = None
-
-
-def fitting(record: Record | None, uuid: str, name: str, role: Role) -> Record:
-    """Return the record with which a domain begins in a role, the one before taken into account."""
-    if record is None:
-        return Record(uuid=uuid, name=name, role=role, generation=1)
-    if record.unfinished or record.role is role:
-        return record
-    return msgspec.structs.replace(
-        record, role=role, promoted=False, in_sync=False, superseded_by=None
-    )
 
 
 def complaint(disks: Sequence[Disk]) -> str | None:
@@ -339,6 +405,3 @@ def complaint(disks: Sequence[Disk]) -> str | None:
             f"give all the same colo-host and colo-port"
         )
     return None
-
-
-__all__ = ["Host", "Performer", "RecordError", "complaint", "fitting"]

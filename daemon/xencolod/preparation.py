@@ -2,7 +2,7 @@
 
 from xencolo.disk import Role
 from xencolo.errors import ReplicationError
-from xencolo.paths import colo_path
+from xencolo.paths import colo_path, domain_path
 from xencolo.plan import Domain
 from xencolo.record import Record
 from xencolod import images
@@ -10,38 +10,48 @@ from xencolod.log import Logger, emit
 from xencolod.performer import Performer
 
 
-async def record_for(performer: Performer, view: Domain, role: Role) -> None:
-    """Give the performer the domain's record, as it is for a domain that begins in this role.
+async def load_record(performer: Performer, view: Domain, role: Role) -> None:
+    """Give the performer the domain's record; a domain that has none begins one in this role.
 
     :raises RecordError: it is damaged, or could not be saved.
-    :raises ReplicationError: the domain has no uuid, its record is lost, or it is another role's.
+    :raises ReplicationError: the domain has no uuid, or its record is lost.
     """
     if not view.uuid:
         raise ReplicationError(
-            f"the domain has no uuid ({view.domid}/vm), and its generation is kept by that: create it "
-            "with one"
+            f"the domain has no uuid ({domain_path(view.domid)}/vm), by which its generation is kept: "
+            f"create it with one"
         )
-    records = performer.host.records
-    record = await records.load(view.uuid.lower())
+    records, uuid = performer.host.records, view.uuid.lower()
+    record = await records.load(uuid)
     if record is None:
-        if view.generation:
+        if view.generation is not None:
             raise ReplicationError(
-                f"{records.path(view.uuid)} is gone, and the domain was of generation {view.generation}: "
-                f"put a backup in its place, or, if no failover of it was under way, remove "
-                f"{colo_path(view.domid)}/generation and it begins anew at generation 1"
+                f"{records.path(uuid)} is gone, and the domain was of generation {view.generation}: put "
+                f"a backup in its place, or, if no failover of it was under way, remove "
+                f"{colo_path(view.domid)}/generation, and it begins anew at generation 1"
             )
-        record = Record(uuid=view.uuid.lower(), name=view.name, role=role, generation=1)
+        record = Record(uuid=uuid, name=view.name, role=role, generation=1)
         await records.save(record)
     performer.record = record
-    if record.unfinished or record.role is role or record.promoted:
+
+
+async def assume_role(performer: Performer, role: Role) -> None:
+    """Bring the record to the role that a QEMU is to be started in.
+
+    :raises RecordError: it could not be saved.
+    :raises ReplicationError: only a failover may bring it there.
+    """
+    if performer.known.role is role:
         return
     if role is Role.PRIMARY:
-        raise ReplicationError(_NO_PRIMARY)
+        raise ReplicationError(NO_PRIMARY)
     # The operator has made the primary of before a secondary.
-    await performer.save(role=role, in_sync=False, superseded_by=None, peer=None, detached=False)
+    await performer.save(
+        role=role, promoted=False, in_sync=False, superseded_by=None, peer=None, detached=False
+    )
 
 
-_NO_PRIMARY = (
+NO_PRIMARY = (
     "its disks are a secondary's, and only a failover makes it a primary: set its role to secondary, "
     "then xencolo failover"
 )

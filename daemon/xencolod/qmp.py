@@ -114,6 +114,11 @@ class Qmp:
             self._greeted.set()
             self._ended.set()
 
+    @property
+    def closed(self) -> bool:
+        """Whether the connection has ended."""
+        return self._closed is not None
+
     async def wait_closed(self) -> None:
         """Wait until QEMU closes the connection, without a deadline."""
         await self._ended.wait()

@@ -251,7 +251,7 @@ class Replicator:
         :raises XencoloError: of the first that failed, after its event was queued.
         """
         performer = self.performer
-        performer.begin(todo)
+        performer.begin()
         for action in todo.actions:
             began = trio.current_time()
             try:

@@ -11,9 +11,8 @@ from xencolod.blocks import Blocks, Graph
 class Service(Enum):
     """What a secondary's disks are doing.
 
-    PARTIAL: some disks are exported and some not, or the replication of some was started and of others
-    not. What is still PARTIAL after :meth:`SecondaryBlocks.unserve` needs a new QEMU. SPENT: the replication
-    of a disk ran and was stopped, by failover or not; this QEMU starts none again.
+    PARTIAL: some disks are exported and some not. SPENT: the replication of a disk ran and was stopped, by
+    failover or not, or was started for some disks only; this QEMU starts none again.
     """
 
     FRESH = "fresh"
@@ -54,12 +53,12 @@ class SecondaryBlocks(Blocks):
     async def observe(self) -> Service:
         """Return what the disks are doing; a running replication counts, exported or not."""
         stages = await self._stages()
-        if stages & {_Stage.STOPPED, _Stage.COMMITTED}:
-            return Service.SPENT
         if stages == {_Stage.RUNNING}:
             return Service.REPLICATING
+        if stages != {_Stage.NONE}:
+            return Service.SPENT
         exported = await self._exported()
-        if _Stage.RUNNING in stages or (exported and len(exported) < len(self._disks)):
+        if exported and len(exported) < len(self._disks):
             return Service.PARTIAL
         return Service.SERVING if exported else Service.FRESH
 

@@ -11,9 +11,10 @@ from xencolo.plan import Launch
 from xencolo.qmp import Event as QmpEvent
 from xencolo.replication import Action, Event, Place, Step
 from xencolo.status import DomainState, Resync
-from xencolod.blocks import Attachment, Service
 from xencolod.log import emit
-from xencolod.preparation import finish_failover, record_for, ready_images
+from xencolod.preparation import assume_role, finish_failover, load_record, ready_images
+from xencolod.primary_blocks import Attachment
+from xencolod.secondary_blocks import Service
 
 if TYPE_CHECKING:
     from xencolod.replicator import Replicator
@@ -125,13 +126,13 @@ class Watching:
         view = owner.seen and owner.seen.view
         if view is None:
             return
-        await record_for(performer, view, launch.role)
+        await load_record(performer, view, launch.role)
         if performer.known.unfinished:
             await finish_failover(performer, owner.log)
-        elif launch.role is performer.known.role:
+        else:
+            await assume_role(performer, launch.role)
             await ready_images(performer, launch.role, owner.log)
             self._prepared = launch
-            self._failures = 0
         owner.place = Place(performer.known.role, _S.LAUNCHING)
         owner.error = None
         owner.changed()
@@ -143,9 +144,9 @@ class Watching:
         seen = owner.seen
         if seen is None or seen.launch is None:
             return
-        await record_for(performer, seen.view, seen.launch.role)
+        await load_record(performer, seen.view, seen.launch.role)
         record = performer.known
-        performer.session = await performer.primary.session()
+        performer.session = await performer.either.session()
         owner.place = Place(record.role, _S.LAUNCHING)
         if record.unfinished:
             owner.push(Event.UNFINISHED)
@@ -195,7 +196,7 @@ class Watching:
         """Look at QEMU's replication status, at times and when QEMU says that something broke."""
         self._failures = 0
         while True:
-            if error := await self._performer.status.error():
+            if error := await self._performer.either.error():
                 self._owner.push(Event.QEMU_ERROR, f"QEMU's replication reports: {error}")
                 return
             await self._wait(self._performer.host.settings.config.replication.poll)

@@ -1,0 +1,57 @@
+"""The operator's fencing command: it alone may say that the primary is dead."""
+
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import trio
+
+from xencolod.log import emit
+
+if TYPE_CHECKING:
+    from xencolod.replicator import Replicator
+
+_WORDS_MAX = 400
+
+
+async def fence(owner: "Replicator") -> bool:
+    """Run the fencing command; return whether it succeeded, so that this side may take over."""
+    config = owner.performer.host.settings.config.failover
+    record, command = owner.performer.known, list(config.command)
+    emit(owner.log, "failover.fencing", command=command, peer=owner.answering.peer)
+    environment = {
+        "XENCOLO_DOMID": str(owner.domid),
+        "XENCOLO_NAME": record.name,
+        "XENCOLO_UUID": record.uuid,
+        "XENCOLO_GENERATION": str(record.generation),
+        "XENCOLO_PEER": owner.answering.peer or "",
+    }
+    if not record.in_sync:
+        why = "the disks hold no checkpoint of the primary, so there is nothing to take over with"
+        emit(owner.log, "failover.fencing_failed", command=command, error=why)
+        return False
+    why = f"it did not end within {config.timeout:g} s"
+    with trio.move_on_after(config.timeout):
+        why = await _run(command, environment)
+    if why:
+        emit(owner.log, "failover.fencing_failed", command=command, error=why)
+    return not why
+
+
+async def _run(command: list[str], environment: dict[str, str]) -> str:
+    """Return why the command failed, empty if it did not."""
+    try:
+        done = await trio.run_process(
+            command,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            capture_stderr=True,
+            check=False,
+        )
+    except OSError as error:
+        return f"{command[0]}: {error.strerror}"
+    if done.returncode == 0:
+        return ""
+    words = " / ".join(done.stderr.decode("utf-8", "backslashreplace").splitlines()[-3:])
+    return f"it ended with status {done.returncode}: {words[-_WORDS_MAX:]}"
