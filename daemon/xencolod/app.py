@@ -141,7 +141,7 @@ def _reloadable(new: Config, old: Config) -> Config:
         runtime_directory=old.daemon.runtime_directory,
         log_directory=old.daemon.log_directory,
     )
-    return Config(xenstore=old.xenstore, daemon=daemon, qemu=new.qemu)
+    return Config(xenstore=old.xenstore, daemon=daemon, link=old.link, qemu=new.qemu)
 
 
 async def _main(config: Config, path: Path | None, xenstore: str | None, log: Logger) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from xencolod.commands import disk, domain, show, status
+from xencolod.commands import disk, domain, keys, show, status
 from xencolod.commands.common import ReportingCommand, ReportingGroup, Settings, examples
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -46,6 +46,7 @@ for _command in (
     domain.role,
     show.drives,
     status.status,
+    keys.keys,
     show.events,
     show.completion,
     show.demo,
