@@ -142,7 +142,7 @@ def _reloadable(new: Config, old: Config) -> Config:
         log_directory=old.daemon.log_directory,
         state_directory=old.daemon.state_directory,
     )
-    return msgspec.structs.replace(new, xenstore=old.xenstore, daemon=daemon)
+    return msgspec.structs.replace(new, xenstore=old.xenstore, daemon=daemon, link=old.link)
 
 
 async def _main(config: Config, path: Path | None, xenstore: str | None, log: Logger) -> None:

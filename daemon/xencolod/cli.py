@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from xencolod.commands import disk, domain, replication, show, status
+from xencolod.commands import disk, domain, keys, replication, show, status
 from xencolod.commands.common import ReportingCommand, ReportingGroup, Settings, examples
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -50,6 +50,7 @@ for _command in (
     replication.resync,
     replication.failover,
     replication.detach,
+    keys.keys,
     show.events,
     show.completion,
     show.demo,

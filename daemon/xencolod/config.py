@@ -39,6 +39,8 @@ Count = Annotated[int, Meta(ge=1, le=16)]
 Mebibytes = Annotated[int, Meta(ge=1, le=1 << 24)]
 Domid = Annotated[int, Meta(ge=0, lt=0x7FF0)]  # Xen's DOMID_FIRST_RESERVED
 Text = Annotated[str, Meta(pattern=_TEXT)]
+Absolute = Annotated[str, Meta(pattern=_ABSOLUTE)]
+Port = Annotated[int, Meta(ge=1, le=65535)]
 Program = Annotated[str, Meta(pattern=_PROGRAM)]
 # sun_path holds 108 bytes: a socket's name must fit in behind its directory.
 Directory = Annotated[str, Meta(pattern=_ABSOLUTE, max_length=80)]
@@ -159,11 +161,39 @@ class Failover(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     timeout: Annotated[Seconds, "Seconds that the fencing command may take."] = 60.0
 
 
+class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The way to the daemons of the other hosts."""
+
+    listen: Annotated[
+        Text, 'The address to listen on, for other daemons; "::" for all of IPv6.'
+    ] = "0.0.0.0"  # noqa: S104 - nobody gets in without the keys
+    port: Annotated[
+        Port, "The TCP port to listen on, and to reach the other hosts on: the same on all."
+    ] = 9990
+    keys: Annotated[
+        Absolute,
+        "The key file, made once with `xencolo keys` and copied to each host. Nothing is "
+        "replicated without it.",
+    ] = "/etc/xencolo/keys.pem"
+    ping_interval: Annotated[
+        Seconds, "Seconds between two signs of life, at most half of every host's timeout."
+    ] = 2.0
+    timeout: Annotated[
+        Seconds, "Seconds without a sign of life after which the other host counts as gone."
+    ] = 10.0
+    unencrypted_and_unauthenticated: Annotated[
+        bool,
+        "Do without keys: whoever reaches the ports can read and write the disks of the guests. "
+        "The same on all hosts.",
+    ] = False
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole file."""
 
     xenstore: Xenstore = Xenstore()
     daemon: Daemon = Daemon()
+    link: Link = Link()
     qemu: Qemu
     replication: Replication = Replication()
     failover: Failover = Failover()
@@ -302,6 +332,8 @@ def _complaints(config: Config) -> Iterator[str]:
         yield f"qemu.backoff_max: less than qemu.backoff, {config.qemu.backoff}"
     if config.failover.policy == "command" and not config.failover.command:
         yield 'failover.command: needed by failover.policy = "command"'
+    if config.link.timeout < 2 * config.link.ping_interval:
+        yield f"link.timeout: less than twice link.ping_interval, {config.link.ping_interval}"
     for key in ("arguments", "extra_arguments"):
         for index, item in enumerate(getattr(config.qemu, key)):
             if remedy := _own(item):

@@ -204,6 +204,44 @@ _EVENTS = (
     Event("command.taken", "info", ("command",), "A command was taken from its node."),
     Event("command.done", "info", ("command", "answer"), "A command was carried out."),
     Event("command.failed", "error", ("command", "error"), "A command could not be carried out."),
+    Event(
+        "link.listening",
+        "info",
+        ("address", "port", "encrypted"),
+        "Other hosts' daemons are answered there.",
+    ),
+    Event(
+        "link.insecure",
+        "warning",
+        (),
+        "Link and replication go without keys, as link.unencrypted_and_unauthenticated says: whoever "
+        "reaches the ports can read and write the disks. At each start.",
+    ),
+    Event(
+        "link.keys_expiring",
+        "warning",
+        ("file", "expires", "days"),
+        "The keys will hold for so many days only: make others and copy them to each host.",
+    ),
+    Event(
+        "link.connected",
+        "info",
+        ("peer", "uuid", "name"),
+        "Another host's daemon was welcomed for a domain.",
+    ),
+    Event(
+        "link.refused",
+        "warning",
+        ("peer", "error", "unlogged"),
+        "Somebody connected and did not get as far as a hello. At most one a second; `unlogged` "
+        "counts those before it that were not written.",
+    ),
+    Event(
+        "link.lost",
+        "warning",
+        ("peer", "uuid", "kind", "error"),
+        "A welcomed daemon is gone: `kind` is closed, silent or wrong.",
+    ),
     Event("backend.considered", "debug", ("reason",), "Why a backend was or was not chosen."),
     Event(
         "reconcile.done",

@@ -25,10 +25,18 @@
     ├── ConfigError            the configuration file, with line or key
     ├── RecordError            the record that a domain leaves on disk, with its path
     ├── ImageError             an image of a replicated disk, with its path
-    └── QmpError
-        ├── QmpProtocolError   bytes that are no QMP
-        ├── QmpCommandError    QEMU refused a command
-        └── QmpClosed          QEMU went away, or did not answer in time
+    ├── QmpError
+    │   ├── QmpProtocolError   bytes that are no QMP
+    │   ├── QmpCommandError    QEMU refused a command
+    │   └── QmpClosed          QEMU went away, or did not answer in time
+    ├── KeysError              the key file of the link is absent, open to others, or no keys
+    └── LinkError              the link to the other host's daemon
+        ├── LinkUnreachable    nobody answers there
+        │   └── LinkUntrusted  somebody does, and can't show that he has our keys
+        ├── LinkRefused        the other daemon said no, and why
+        ├── LinkClosed         it went away
+        ├── LinkSilent         it keeps the connection and does not answer in time
+        └── LinkProtocolError  it says what is no message
 """
 
 import os
@@ -267,3 +275,55 @@ class QmpCommandError(QmpError):
 
 class QmpClosed(QmpError):
     """QEMU closed the connection or did not answer before the deadline."""
+
+
+class KeysError(XencoloError):
+    """The key file of the link can't be used or made.
+
+    :ivar path: the file.
+    :ivar reason: what is wrong with it, and the remedy.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class LinkError(XencoloError):
+    """Nothing was agreed with the daemon of the other host; the message says why."""
+
+
+class LinkUnreachable(LinkError):
+    """No connection: nobody listens there, no way leads there, or nobody answered in time."""
+
+
+class LinkUntrusted(LinkUnreachable):
+    """Somebody listens there, and he is not who holds the same keys."""
+
+
+class LinkRefused(LinkError):
+    """The other daemon understood and said no.
+
+    :ivar kind: of :data:`xencolo.link.RefusalKind`, for programs.
+    :ivar reason: its words, for people.
+    :ivar generation: its generation, where that is why; else None.
+    """
+
+    def __init__(self, kind: str, reason: str, generation: int | None = None) -> None:
+        super().__init__(f"refused ({kind}): {reason}")
+        self.kind = kind
+        self.reason = reason
+        self.generation = generation
+
+
+class LinkClosed(LinkError):
+    """The other daemon went away; what it was asked last may or may not be done."""
+
+
+class LinkSilent(LinkError):
+    """No answer in time; what it was asked may or may not be done, or may be done yet."""
+
+
+class LinkProtocolError(LinkError):
+    """What came, or what should be sent, is no message of the link."""

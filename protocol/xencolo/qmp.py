@@ -10,35 +10,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from xencolo.errors import QmpCommandError, QmpProtocolError
+from xencolo.lines import LineFramer
 
 #: QEMU's largest regular reply, ``query-qmp-schema``, is under 1 MiB.
 LINE_MAX = 16 << 20
 
 Json = Any
-
-
-class LineFramer:
-    """Splits a stream into lines, however it comes."""
-
-    __slots__ = ("_buffer",)
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """Take bytes, return the lines that they complete.
-
-        :raises QmpProtocolError: a line over 16 MiB.
-        """
-        first, *lines = data.split(b"\n")
-        self._buffer += first
-        if len(self._buffer) > LINE_MAX:
-            raise QmpProtocolError(f"a line of over {LINE_MAX} bytes")
-        if not lines:
-            return []
-        complete = [bytes(self._buffer), *lines[:-1]]
-        self._buffer = bytearray(lines[-1])
-        return [line for line in complete if line.strip()]
 
 
 class Greeting(NamedTuple):
@@ -116,7 +93,7 @@ class Session:
     """One QMP dialogue as values: :meth:`command` gives bytes to send, :meth:`feed` takes what comes."""
 
     def __init__(self) -> None:
-        self._framer = LineFramer()
+        self._framer = LineFramer(LINE_MAX, QmpProtocolError)
         self._commands: dict[int, str] = {}
         self._last_id = 0
 

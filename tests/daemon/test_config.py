@@ -57,7 +57,7 @@ def test_a_config_is_a_value() -> None:
         ("[qemu]\nbinry = 'x'", "x.toml: qemu.binry: unknown key; did you mean qemu.binary?"),
         ("[qmeu]", "x.toml: qmeu: unknown key; did you mean qemu?"),
         ("binary = 'x'", "x.toml: binary: unknown key; did you mean qemu.binary?"),
-        ("[fish]", "x.toml: fish: unknown key; known: xenstore, daemon, qemu"),
+        ("[fish]", "x.toml: fish: unknown key; known: xenstore, daemon, link, qemu"),
         ("[daemon]\nwalrus = 1", "walrus: unknown key; known: daemon.domid, daemon.rescan,"),
         ("qemu = 1", "x.toml: qemu: Expected a table, got int"),
         ("[xenstore]\ntimeout = 0", "xenstore.timeout: Expected float > 0.0 (How long"),

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xencolo.errors import QmpProtocolError
-from xencolo.qmp import LINE_MAX, Event, Greeting, LineFramer, Reply, Session
+from xencolo.lines import LineFramer
+from xencolo.qmp import LINE_MAX, Event, Greeting, Reply, Session
 
 # As QEMU 7.2 sends them, line ends included.
 GREETING = (
@@ -171,7 +172,7 @@ def test_replies_out_of_order_are_known_by_their_ids() -> None:
 
 
 def test_a_line_without_end_is_refused_and_a_large_one_is_not() -> None:
-    framer = LineFramer()
+    framer = LineFramer(LINE_MAX, QmpProtocolError)
     large = b"x" * (LINE_MAX - 1)
     assert framer.feed(large) == []
     assert framer.feed(b"y\nz") == [large + b"y"]
