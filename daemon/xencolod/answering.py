@@ -9,7 +9,7 @@ from xencolo.errors import UnexpectedEvent, XencoloError
 from xencolo.link import Refusal, refusal
 from xencolo.replication import Event
 from xencolo.status import DomainState
-from xencolod.link import Peer
+from xencolod.listener import Peer
 from xencolod.log import emit
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Answering:
     @property
     def peer(self) -> str | None:
         """Where the primary's daemon speaks from, None while it does not."""
-        return self._peer and str(self._peer.address)
+        return self._peer.address if self._peer else None
 
     async def answer(self, request: link.Request, peer: Peer) -> link.Reply:
         """Return the answer to a request of a peer that holds the keys.
@@ -62,7 +62,7 @@ class Answering:
         if self._owner.place.role is not Role.SECONDARY:
             return
         if self._owner.place.state is _S.REPLICATING:
-            emit(self._owner.log, "replication.peer_lost", peer=str(peer.address), error=why)
+            emit(self._owner.log, "replication.peer_lost", peer=peer.address, error=why)
         if self._owner.place.state in {_S.LISTENING, *_IN_SESSION}:
             error = f"the primary's daemon is gone: {why}"
             self._owner.push(Event.PEER_SILENT if silent else Event.PEER_LOST, error)
@@ -71,7 +71,9 @@ class Answering:
         owner, performer = self._owner, self._performer
         record = performer.record
         if record is None or not performer.disks:
-            return refusal("busy", f"the domain is {owner.place.state} here: {owner.error or 'wait'}")
+            return refusal(
+                "busy", f"the domain is {owner.place.state} here: {owner.error or 'wait'}"
+            )
         if hello.generation < record.generation or record.unfinished:
             return refusal(
                 "generation",
@@ -88,6 +90,8 @@ class Answering:
             )
         if refused := await self._mismatch(hello):
             return refused
+        if self._peer and self._peer is not peer:
+            self._peer.close("another connection has spoken for this domain since")
         self._peer = peer
         performer.peer_generation = hello.generation
         await self._agree(hello)

@@ -18,6 +18,7 @@ from xencolo.store import Store
 from xencolo.wire import Packet
 from xencolod.config import Config, load, on_xen
 from xencolod.embedded import serve_embedded
+from xencolod.hub import Hub
 from xencolod.log import Logger, configure, emit
 from xencolod.notify import Notifier
 from xencolod.reconciler import Reconciler
@@ -83,9 +84,11 @@ class Daemon:
         settings: Settings,
         config_path: Path | None,
         reconciler: Reconciler,
+        hub: Hub,
         notifier: Notifier,
     ) -> None:
         self._settings = settings
+        self._hub = hub
         self._config_path = config_path
         self._reconciler = reconciler
         self._notifier = notifier
@@ -112,6 +115,7 @@ class Daemon:
         else:
             self._settings.config = _reloadable(config, self._settings.config)
             emit(log, "daemon.reloaded", config=name)
+            self._hub.reload()
             self._reconciler.start_over()
         self._notifier.ready(self._status())
 
@@ -168,11 +172,13 @@ async def _main(config: Config, path: Path | None, xenstore: str | None, log: Lo
                 on_connection=on_connection,
             )
         )
-        reconciler = Reconciler(client, settings, nursery)
-        daemon = Daemon(settings, path, reconciler, notifier)
+        hub = Hub(client, settings)
+        reconciler = Reconciler(client, settings, hub, nursery)
+        daemon = Daemon(settings, path, reconciler, hub, notifier)
         watch = await stack.enter_async_context(client.watch(*reconciler.roots()))
         nursery.start_soon(daemon.signals, nursery.cancel_scope)
         nursery.start_soon(daemon.tell_systemd)
+        nursery.start_soon(hub.run)
         nursery.start_soon(reconciler.follow, watch)
         await reconciler.run()
 

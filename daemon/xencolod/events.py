@@ -211,6 +211,12 @@ _EVENTS = (
         "Other hosts' daemons are answered there.",
     ),
     Event(
+        "link.unavailable",
+        "error",
+        ("error",),
+        "No other host's daemon is answered: there are no keys, or the port is taken. Tried again.",
+    ),
+    Event(
         "link.insecure",
         "warning",
         (),

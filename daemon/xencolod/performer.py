@@ -23,11 +23,12 @@ from xencolo.replication import Action
 from xencolo.status import Resync
 from xencolod import images
 from xencolod.blocks import Blocks
-from xencolod.link import Link, Security
+from xencolod.link import Link
 from xencolod.primary_blocks import PrimaryBlocks
 from xencolod.qmp import Qmp
 from xencolod.records import Records
 from xencolod.secondary_blocks import SecondaryBlocks
+from xencolod.security import Security
 from xencolod.supervisor import Settings
 
 B = TypeVar("B", bound=Blocks)
@@ -151,10 +152,9 @@ class Performer:
         """Note that a step begins."""
         self.times.began, self.times.stood = trio.current_time(), 0.0
 
-    def _blocks(self, kind: type[B]) -> B:
+    def _blocks(self, kind: type[B], credentials: str | None = None) -> B:
         if self.qmp is None:
             raise ReplicationError("there is no QEMU to talk to")
-        credentials = self.host.credentials()
         return kind(
             self.qmp, self.disks, self._form, timeout=self._timeout, credentials=credentials
         )
@@ -251,10 +251,14 @@ class Performer:
     # -- both roles --------------------------------------------------------------------------------
 
     async def _pause(self) -> None:
+        if self.qmp is None:
+            return
         self.times.paused = trio.current_time()
         await self.either.pause()
 
     async def _resume(self) -> None:
+        if self.qmp is None:
+            return
         await self.either.resume()
         if self.times.paused is not None:
             self.times.stood = trio.current_time() - self.times.paused
@@ -298,7 +302,8 @@ class Performer:
     async def _connect(self) -> None:
         if self.nbd is None:
             raise LinkClosed("there is no link to the peer")
-        await self.primary.connect(*self.nbd)
+        blocks = self._blocks(PrimaryBlocks, self.host.credentials())
+        await blocks.connect(*self.nbd)
 
     async def _mirror(self) -> None:
         self.times.resync = trio.current_time()
@@ -312,6 +317,7 @@ class Performer:
         await self.ask(peer.Start(self._session()))
 
     async def _attach(self) -> None:
+        self.assume_equal = False  # from here on they may differ
         await self.primary.attach()
 
     async def _checkpoint_peer(self) -> None:
@@ -325,14 +331,15 @@ class Performer:
     async def _detach(self) -> None:
         self.resync = None
         self._ended, self.session = self.session, None
-        await self.primary.detach(cut=True)
+        if self.qmp:
+            await self.primary.detach(cut=True)
 
     # -- secondary ---------------------------------------------------------------------------------
 
     async def _serve(self) -> None:
-        self.host.security()  # nobody is to be let in while it is not known how
         disk = self.disks[0]
-        await self.secondary.serve(disk.colo_host or "", disk.colo_port)
+        blocks = self._blocks(SecondaryBlocks, self.host.credentials())
+        await blocks.serve(disk.colo_host or "", disk.colo_port)
 
     async def _unserve(self) -> None:
         await self.secondary.unserve()
@@ -347,7 +354,8 @@ class Performer:
                 "replaced under its guest: destroy the domain and restore it again"
             )
         await self.save(in_sync=False)
-        self.session = None
+        # No look at a QEMU that is to end.
+        self.session = self.qmp = None
         self._renew()
 
     async def _record_stale(self) -> None:
@@ -397,9 +405,7 @@ def complaint(disks: Sequence[Disk]) -> str | None:
     """Return why these disks can't be one consistency group, None if they can."""
     ends = {(disk.colo_host, disk.colo_port) for disk in disks}
     if len(ends) > 1:
-        shown = " and ".join(
-            f"{disk.vdev} {disk.colo_host}:{disk.colo_port}" for disk in disks
-        )
+        shown = " and ".join(f"{disk.vdev} {disk.colo_host}:{disk.colo_port}" for disk in disks)
         return (
             f"the COLO disks of a domain have one NBD server, and these have several: {shown}; "
             f"give all the same colo-host and colo-port"

@@ -1,4 +1,4 @@
-"""What must be so before a domain's QEMU is started: its record, a failover that was left unfinished, images."""
+"""What must be so before a domain's QEMU is started: its record, its disks made whole, its images."""
 
 from xencolo.disk import Role
 from xencolo.errors import ReplicationError

@@ -26,10 +26,13 @@ class Owner(Protocol):
     """The replicator whose link it is."""
 
     place: Place
-    accepted: bool
     performer: Performer
 
-    def push(self, event: Event, error: str | None = None) -> None:
+    @property
+    def accepted(self) -> bool:
+        """Whether nothing forbids to replicate now."""
+
+    def push(self, event: Event, error: str | None = None) -> object:
         """Tell of an event."""
 
     def superseded(self, generation: int) -> None:

@@ -6,16 +6,22 @@ from dataclasses import dataclass, field
 import trio
 
 from xencolo.device import Device
+from xencolo.disk import Role
 from xencolo.drives import Form
 from xencolo.errors import VdevError, XenstoreError
-from xencolo.paths import backend_root, devid_to_vdev, domain_path, hint
+from xencolo.paths import backend_root, devid_to_vdev, domain_path, hint, libxl_domain_path
 from xencolo.plan import Domain, Machine, Phase, Plan, Policy, drives_of, plan
 from xencolo.status import DeviceState, DomainState, DomainStatus
 from xencolod.config import Config
 from xencolod.devices import domids, trusted_domids
+from xencolod.hub import Hub
 from xencolod.log import emit
+from xencolod.obeying import Obeying
+from xencolod.performer import complaint
+from xencolod.preparation import NO_PRIMARY
 from xencolod.process import domains_with_qemu, files
 from xencolod.publish import Publisher
+from xencolod.replicator import Replicator, Seen
 from xencolod.supervisor import Settings, Supervisor
 from xencolod.views import missing_images, read_domains
 from xencolod.xenstore import Client, Watch, read
@@ -61,6 +67,8 @@ class _Known:
     """What the last cycle saw of a domain: the difference to it is what gets logged."""
 
     supervisor: Supervisor
+    replicator: Replicator
+    obeying: Obeying
     scope: trio.CancelScope
     devices: Mapping[int, Device] = field(default_factory=dict)
     complaints: Mapping[tuple[int, str, str], str] = field(default_factory=dict)
@@ -74,8 +82,9 @@ class _Known:
 class Reconciler:
     """Compares what xenstore says with the QEMUs that are, and brings these to it."""
 
-    def __init__(self, client: Client, settings: Settings, nursery: trio.Nursery) -> None:
+    def __init__(self, client: Client, settings: Settings, hub: Hub, nursery: trio.Nursery) -> None:
         self._client = client
+        self._hub = hub
         self._settings = settings
         self._nursery = nursery
         self._log = settings.log
@@ -231,7 +240,9 @@ class Reconciler:
             (view.domid, devid, paths)
             for view in views
             if view.managed and not self._has_all(view, policy)
-            for devid, paths in drives_of(view, policy, {}).images.items()
+            # Active and hidden images are made, or missed, by who prepares a secondary.
+            for devid in drives_of(view, policy, {}).images
+            if (paths := _image(view.devices[devid]))
         ]
         if not wanted:
             return {}
@@ -252,11 +263,17 @@ class Reconciler:
         if known is None and not view.devices and not view.managed:
             return
         known = known or await self._supervise(view.domid)
+        view = self._recorded(view, known)
         decided = plan(view, known.supervisor.machine, self._policy(), missing)
         known.recheck = bool(missing) or (view.managed and view.foreign is not None)
+        # Before anything is started: whether it may be is the replicator's to say.
+        known.replicator.see(self._seen(view, known))
+        known.supervisor.want(decided.launch)
+        known.obeying.see(view.command, view.command_error)
+        if decided.status:
+            decided = decided._replace(status=known.replicator.overlay(decided.status))
         self._say(view, known, decided, missing)
         known.devices = view.devices
-        known.supervisor.want(decided.launch)
         try:
             await self._publish(view, known, decided)
         except XenstoreError as error:
@@ -265,15 +282,44 @@ class Reconciler:
             return
         if not view.devices and not view.managed and known.supervisor.machine == Machine():
             known.scope.cancel()
+            self._hub.remove(view.domid)
             del self._known[view.domid]
 
+    def _recorded(self, view: Domain, known: _Known) -> Domain:
+        """Return the view with what the domain's record adds to it."""
+        record = known.replicator.performer.record
+        if record is None or not view.uuid or record.uuid != view.uuid.lower():
+            return view
+        view = view._replace(promoted=record.promoted)
+        if record.role is Role.SECONDARY and not record.unfinished:
+            wrong = view.wanted_role is Role.PRIMARY and view.role_error is None
+            return view._replace(role=None, role_error=NO_PRIMARY) if wrong else view
+        return view
+
+    def _seen(self, view: Domain, known: _Known) -> Seen:
+        supervisor = known.supervisor
+        colo = [device for device in view.devices.values() if device.is_colo]
+        return Seen(
+            view,
+            supervisor.qmp,
+            supervisor.machine.launch,
+            tuple(_vdev(device) or str(device.paths.devid) for device in colo if device.bypassed),
+            _refusal(view),
+        )
+
     async def _supervise(self, domid: int) -> _Known:
-        supervisor = Supervisor(domid, self._settings, self.dirty.mark)
-        known = self._known[domid] = _Known(supervisor, trio.CancelScope())
+        replicator = Replicator(domid, self._hub, lambda: supervisor.renew(), self.dirty.mark)  # noqa: PLW0108 - made next
+        supervisor = Supervisor(domid, self._settings, self.dirty.mark, replicator)
+        obeying = Obeying(replicator, self._client)
+        known = self._known[domid] = _Known(supervisor, replicator, obeying, trio.CancelScope())
+        self._hub.add(replicator)
 
         async def run(*, task_status: trio.TaskStatus[None]) -> None:
             with known.scope:
-                await supervisor.run(task_status=task_status)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(replicator.run)
+                    nursery.start_soon(obeying.run)
+                    await supervisor.run(task_status=task_status)
 
         await self._nursery.start(run)
         return known
@@ -359,6 +405,22 @@ class Reconciler:
                 log = self._log.bind(domid=view.domid, devid=devid, vdev=_vdev(view.devices[devid]))
                 emit(log, "device.mended", path=path, node=path.rpartition("/")[2])
         known.complaints = now
+
+
+def _refusal(view: Domain) -> str | None:
+    """Return why the domain can't replicate as it is described."""
+    disks = [d.disk for d in view.devices.values() if d.disk and d.disk.colo_enable]
+    if disks and view.type not in {None, "hvm"}:
+        return (
+            f"{libxl_domain_path(view.domid)}/type is {view.type}: only the disks of an hvm guest can be "
+            f"replicated, another writes past QEMU's quorum"
+        )
+    return complaint(disks)
+
+
+def _image(device: Device) -> tuple[str, ...]:
+    path = device.disk and device.disk.pdev_path
+    return (path,) if path else ()
 
 
 def _vdev(device: Device) -> str | None:

@@ -17,6 +17,7 @@ from xencolo.plan import Domain, Launch
 from xencolo.qmp import Event as QmpEvent
 from xencolo.replication import Action, Event, Place, Step, step
 from xencolo.status import DomainState, DomainStatus, ReplicationStatus
+from xencolod.answering import Answering
 from xencolod.fencing import fence
 from xencolod.log import Logger, emit
 from xencolod.performer import Host, Performer
@@ -28,6 +29,10 @@ _S = DomainState
 
 #: Where the domain is alone: a link that led nowhere is given up, and tried again later.
 _ALONE = {_S.STANDALONE, _S.DEGRADED, _S.PROMOTED, _S.LAUNCHING, _S.FAILED}
+#: Where a primary writes, or is about to write, to a secondary.
+_CAN_BE_BYPASSED = {
+    Place(Role.PRIMARY, state) for state in (_S.STANDALONE, _S.RESYNCING, _S.REPLICATING)
+}
 #: What the reconciler says of a domain whose replication has more to say.
 _COVERED = {_S.RUNNING, _S.LAUNCHING}
 
@@ -76,7 +81,7 @@ class Replicator:
 
     :ivar place: role in force and state.
     :ivar seen: what the nodes and the QEMU were when the reconciler looked last.
-    :ivar accepted: whether nothing in the nodes or the record forbids to replicate.
+    :ivar refusal: why nodes or record forbid to replicate, None where they don't.
     :ivar error: why it is as it is, where there is a reason.
     """
 
@@ -86,14 +91,15 @@ class Replicator:
         self.domid = domid
         self.place = Place(Role.PRIMARY, _S.LAUNCHING)
         self.seen: Seen | None = None
-        self.accepted = True
+        self.refusal: str | None = None
         self.error: str | None = None
         self.performer = Performer(domid, host, renew)
         self.log: Logger = host.settings.log.bind(domid=domid)
-        self.changed = lambda: on_change(domid)
         self.reach = Reach(self, self.log, self.changed)
         self.watching = Watching(self)
+        self.answering = Answering(self)
         self._host = host
+        self._on_change = on_change
         self._queue: deque[Occurrence] = deque()
         self._queued = trio.Event()
         self._fence = trio.CancelScope()
@@ -108,25 +114,33 @@ class Replicator:
         if before is None or before.qmp is not seen.qmp:
             if self.performer.qmp:
                 self.push(Event.QEMU_GONE)
-            self.performer.qmp = seen.qmp
+            self.performer.qmp = seen.qmp if self.performer.disks else None
         self._accept(seen, before)
         self.poke()
 
+    def changed(self) -> None:
+        """Have the reconciler look at the domain again, and what is published with it."""
+        self._on_change(self.domid)
+
+    @property
+    def accepted(self) -> bool:
+        """Whether nothing forbids to replicate now."""
+        return self.refusal is None and not (self.seen and self.seen.bypassed)
+
     def _accept(self, seen: Seen, before: Seen | None) -> None:
-        refusal = seen.refusal or self.performer.superseded
-        accepted = refusal is None and not seen.bypassed
-        if refusal and (self.accepted or self.error != refusal):
-            emit(self.log, "replication.refused", error=refusal)
-            self.push(Event.REFUSED, refusal)
-        elif seen.bypassed and (before is None or before.bypassed != seen.bypassed):
-            emit(self.log, "replication.bypassed", vdevs=list(seen.bypassed))
-            if self.place.role is Role.PRIMARY and self.performer.qmp:
-                self.push(Event.BYPASSED, f"bypassed by the guest: {', '.join(seen.bypassed)}")
-        elif accepted and not self.accepted and self.place.state is _S.FAILED:
+        """Compare what forbids to replicate now with what did before."""
+        was, self.refusal = self.refusal, seen.refusal
+        if self.refusal is None and seen.view.wanted_role is Role.PRIMARY:
+            self.refusal = self.performer.superseded
+        if self.refusal and self.refusal != was:
+            emit(self.log, "replication.refused", error=self.refusal)
+            self.push(Event.REFUSED, self.refusal)
+        elif was and not self.refusal and self.place.state is _S.FAILED:
             self.push(Event.ACCEPTED)
-        if refusal:
-            self.error = refusal
-        self.accepted = accepted
+        if seen.bypassed and (before is None or before.bypassed != seen.bypassed):
+            emit(self.log, "replication.bypassed", vdevs=list(seen.bypassed))
+        if seen.bypassed and self.place in _CAN_BE_BYPASSED:
+            self.push(Event.BYPASSED, f"bypassed by the guest: {', '.join(seen.bypassed)}")
 
     def permit(self, launch: Launch) -> bool:
         """Return whether this QEMU may be started now; if not, what it needs is prepared first."""
@@ -149,7 +163,7 @@ class Replicator:
         if not performer.disks:
             return status
         replication = ReplicationStatus(
-            generation=performer.record and performer.record.generation,
+            generation=performer.record.generation if performer.record else None,
             peer=self.reach.peer if self.place.role is Role.PRIMARY else None,
             session=performer.session,
             checkpoint=performer.number or None,

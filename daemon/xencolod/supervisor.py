@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from typing import Protocol
 
 import trio
 
@@ -40,15 +41,32 @@ async def first(*waits: Callable[[], Awaitable[object]]) -> None:
             nursery.start_soon(run, wait)
 
 
+class Guard(Protocol):
+    """Who has a say in a domain's QEMU, and hears it."""
+
+    def permit(self, launch: Launch) -> bool:
+        """Return whether this QEMU may be started now; :meth:`Supervisor.want` has it asked again."""
+
+    def hear(self, event: Event) -> None:
+        """Take what QEMU said over QMP."""
+
+
 class Supervisor:
     """Brings a domain's QEMU to what is wanted and keeps it there.
 
     :ivar machine: what is.
+    :ivar qmp: the greeted connection to the QEMU that runs as it is wanted, None while there is none.
     """
 
-    def __init__(self, domid: int, settings: Settings, on_change: Callable[[int], None]) -> None:
+    def __init__(
+        self, domid: int, settings: Settings, on_change: Callable[[int], None], guard: Guard
+    ) -> None:
         self.domid = domid
         self.machine = Machine()
+        self.qmp: Qmp | None = None
+        self._guard = guard
+        self._unpermitted = False
+        self._renewing = False
         self._settings = settings
         self._on_change = on_change
         self._log = settings.log.bind(domid=domid)
@@ -61,9 +79,16 @@ class Supervisor:
     def want(self, launch: Launch | None) -> None:
         """Say which QEMU should run; None for none. Nothing is awaited."""
         if launch == self._wanted:
+            if self._unpermitted:
+                self._changed.set()
             return
         self._wanted = launch
         self._attempts = 0
+        self._changed.set()
+
+    def renew(self) -> None:
+        """End the QEMU that runs, and start one like it."""
+        self._renewing = True
         self._changed.set()
 
     def retry(self) -> None:
@@ -100,6 +125,10 @@ class Supervisor:
         config = self._settings.config
         # Until QEMU is spawned there is none: what is wanted may still change, whatever the policy.
         self._set(Phase.ABSENT)
+        self._unpermitted = not self._guard.permit(launch)
+        if self._unpermitted:
+            await self._wait_changed()
+            return
         pause = config.daemon.settle if not self._attempts else self._pause()
         with trio.move_on_after(pause):
             await self._wait_changed()
@@ -163,13 +192,16 @@ class Supervisor:
                             self._running(process, launch, qmp, fresh=fresh)
                         fresh = False
                         await first(process.wait, lambda: self._unwanted(launch), qmp.wait_closed)
-                        if self._wanted != launch and not process.exited:
+                        self.qmp = None
+                        if not self._is_wanted(launch) and not process.exited:
                             await self._end(process, launch, qmp)
                 except QmpError as refusal:
+                    self.qmp = None
                     error = str(refusal)
                     await self._without_qmp(process, launch, error, fresh=fresh)
             ended = True
         finally:
+            self.qmp = None
             if not ended:
                 process.release()
         self._ended(process, launch, error, fresh=fresh)
@@ -192,10 +224,15 @@ class Supervisor:
                 )
             else:
                 emit(self._log, "qemu.adopted", pid=process.pid, role=role)
+        self.qmp = qmp
         self._set(Phase.RUNNING, launch, process)
+        self._on_change(self.domid)
+
+    def _is_wanted(self, launch: Launch) -> bool:
+        return self._wanted == launch and not self._renewing
 
     async def _unwanted(self, launch: Launch) -> None:
-        while self._wanted == launch:
+        while self._is_wanted(launch):
             await self._wait_changed()
 
     async def _without_qmp(
@@ -207,7 +244,7 @@ class Supervisor:
         if process.exited:
             return
         emit(self._log, "qemu.qmp_lost", error=error)
-        if fresh or self._wanted != launch:
+        if fresh or not self._is_wanted(launch):
             await self._end(process, launch, None)
             return
         self._set(Phase.RUNNING, launch, process, error=error)
@@ -216,6 +253,7 @@ class Supervisor:
 
     def _said(self, event: Event) -> None:
         emit(self._log, "qemu.event", qmp_event=event.name, data=event.data)
+        self._guard.hear(event)
 
     # -- ending ----------------------------------------------------------------------------------
 
@@ -223,7 +261,8 @@ class Supervisor:
         """Ask QEMU to quit, then TERM, then KILL; return when it has ended."""
         qemu = self._settings.config.qemu
         self._set(Phase.ENDING, launch, process)
-        emit(self._log, "qemu.ending", pid=process.pid, reason=_reason(self._wanted))
+        reason = _RENEWED if self._renewing else _reason(self._wanted)
+        emit(self._log, "qemu.ending", pid=process.pid, reason=reason)
         if qmp:
             with trio.move_on_after(qemu.quit_timeout):
                 await self._quit(qmp, qemu.quit_timeout)
@@ -250,7 +289,8 @@ class Supervisor:
         lived = trio.current_time() - process.started
         words = process.last_words()
         status = process.reap()
-        if fresh and not (asked and self._wanted != launch):
+        wanted, self._renewing = self._is_wanted(launch), False
+        if fresh and not (asked and not wanted):
             self._start_failed(launch, "; ".join(filter(None, (status, words or error))))
         elif asked:
             emit(self._log, "qemu.ended", pid=process.pid, seconds=round(lived, 3))
@@ -290,6 +330,9 @@ class Supervisor:
         """Wait for :meth:`want`, without a deadline: nothing else is to be done."""
         await self._changed.wait()
         self._changed = trio.Event()
+
+
+_RENEWED = "a new replication session needs a new QEMU"
 
 
 def _reason(wanted: Launch | None) -> str:

@@ -20,7 +20,7 @@ from xencolo.paths import (
     libxl_domain_path,
 )
 from xencolo.plan import Domain
-from xencolo.status import ROLE, parse_role
+from xencolo.status import COMMAND, GENERATION, ROLE, parse_role
 from xencolo.wire import parse_permissions, split, writers
 from xencolod.devices import read_devices
 from xencolod.xenstore import Answer, Client, absent_as_none, directory
@@ -38,6 +38,9 @@ class _Nodes(NamedTuple):
     role: str
     device_model_pid: str
     dm_version: str
+    type: str
+    generation: str
+    command: str
 
     @classmethod
     def of(cls, domid: int) -> "_Nodes":
@@ -49,6 +52,9 @@ class _Nodes(NamedTuple):
             f"{colo_path(domid)}/{ROLE}",
             f"{home}/image/device-model-pid",
             f"{libxl}/dm-version",
+            f"{libxl}/type",
+            f"{colo_path(domid)}/{GENERATION}",
+            f"{colo_path(domid)}/{COMMAND}",
         )
 
 
@@ -64,11 +70,12 @@ def _domain_requests(domid: int, own_domid: int) -> list[requests.Request]:
     return [
         *map(requests.read, nodes),
         requests.get_permissions(nodes.role),
+        requests.get_permissions(nodes.command),
         *map(requests.directory, _listings(domid, own_domid)),
     ]
 
 
-_COUNT = len(_Nodes._fields) + 3
+_COUNT = len(_Nodes._fields) + 4
 
 
 async def read_domains(
@@ -141,7 +148,32 @@ def _domain(
         foreign=foreign,
         gone_pid=gone,
         devices=devices,
+        type=_text(values["type"]),
+        generation=_text(values["generation"]),
+        command=values["command"] or None,
+        command_error=_distrusted(
+            f"{colo_path(domid)}/{COMMAND}",
+            values["command"],
+            head[len(_Nodes._fields) + 1],
+            trusted,
+        ),
     )
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("utf-8", "backslashreplace")
+
+
+def _distrusted(
+    path: str, value: bytes | None, permissions: Answer, trusted: frozenset[int]
+) -> str | None:
+    if not value:
+        return None
+    try:
+        _trust(path, permissions, trusted)
+    except UntrustedNode as error:
+        return str(error)
+    return None
 
 
 _VM = re.compile(rb"/vm/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", re.IGNORECASE)

@@ -102,7 +102,7 @@ class Watching:
 
     def permit(self, launch: Launch) -> bool:
         """Return whether all that this QEMU needs is ready; once for each start."""
-        if self._prepared == launch and self._owner.accepted:
+        if self._prepared == launch and not self._owner.refusal:
             self._prepared = None
             return True
         self._to_prepare = launch
@@ -115,10 +115,8 @@ class Watching:
             if self._performer.qmp:
                 await self._observe()
                 return
-            launch, self._to_prepare = self._to_prepare, None
-            if launch:
-                await self._prepare(launch)
-                return
+            if self._to_prepare and self._to_prepare != self._prepared:
+                await self._prepare(self._to_prepare)
             await self._wait()
 
     async def _prepare(self, launch: Launch) -> None:
@@ -133,10 +131,10 @@ class Watching:
             await assume_role(performer, launch.role)
             await ready_images(performer, launch.role, owner.log)
             self._prepared = launch
+        self._to_prepare = None
         owner.place = Place(performer.known.role, _S.LAUNCHING)
         owner.error = None
         owner.changed()
-        await self._wait()
 
     async def _observe(self) -> None:
         """Find out where the QEMU is in its life."""
@@ -214,8 +212,7 @@ class Watching:
 
     async def _retry(self) -> None:
         """Try again what failed, with growing pauses; what is refused waits for the nodes to change."""
-        if not self._owner.accepted:
-            await self._wait()
+        if self._owner.refusal:
             return
         longest = self._performer.host.settings.config.replication.retry_max
         pause = min(_RETRY_MIN * 2**self._failures, longest)

@@ -53,6 +53,13 @@ class Device(NamedTuple):
     online: bool = True
     suspicions: tuple[str, ...] = ()
 
+    @property
+    def bypassed(self) -> bool:
+        """Whether the guest's PV driver writes to a COLO disk, past the quorum."""
+        return self.is_colo and self.state == _CONNECTED
+
+
+_CONNECTED = 4
 
 #: What is asked of each directory; the empty name is the directory itself.
 _OF_LIBXL = (

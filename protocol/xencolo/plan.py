@@ -24,6 +24,11 @@ class Domain(NamedTuple):
     :ivar foreign: who else runs its device model, in words; None if nobody.
     :ivar gone_pid: pid of a device model that ran for this domain and is dead.
     :ivar devices: its qdisk devices by devid.
+    :ivar type: libxl's word for the kind of guest (``hvm``, ``pv``, ``pvh``), None where it is absent.
+    :ivar generation: as it was published, None where it is absent.
+    :ivar command: what the command node holds, None where it is absent or empty.
+    :ivar command_error: why the command can't be taken.
+    :ivar promoted: whether it was a secondary and took over; its QEMU may have a secondary's drives.
     """
 
     domid: int
@@ -35,6 +40,11 @@ class Domain(NamedTuple):
     foreign: str | None
     gone_pid: int | None
     devices: Mapping[int, Device]
+    type: str | None = None
+    generation: str | None = None
+    command: bytes | None = None
+    command_error: str | None = None
+    promoted: bool = False
 
     @property
     def managed(self) -> bool:
@@ -126,6 +136,8 @@ def device_states(
             states[devid] = DeviceState.ERROR, missing[devid]
         elif devid in drives.skipped:
             states[devid] = DeviceState.SKIPPED, drives.skipped[devid]
+        elif device.bypassed:
+            states[devid] = DeviceState.BYPASSED, _BYPASSED
         else:
             states[devid] = DeviceState.READY, None
     return states
@@ -156,6 +168,8 @@ def plan(domain: Domain, machine: Machine, policy: Policy, missing: Mapping[int,
             None if machine.phase is Phase.ABSENT else _status(DomainState.ENDING, machine, {}),
         )
 
+    if running and domain.promoted:
+        domain = domain._replace(role=running.role)
     drives = drives_of(domain, policy, missing)
     devices = device_states(domain, drives, missing)
     launch, state, error = _choose(domain, machine, policy, running, drives, devices)
@@ -195,6 +209,10 @@ def _choose(  # noqa: PLR0911 - one return a row reads best
 
 
 _OUTDATED = "QEMU runs with other drives than the nodes describe; restart the domain to change them"
+_BYPASSED = (
+    "the guest's PV driver has connected (backend state 4) and writes past the quorum: start the guest "
+    "with xen_emul_unplug=never"
+)
 _GONE = (
     "its device model, pid {pid}, died; a device model can't be replaced under its guest: restart "
     "the domain, or set qemu.restart"

@@ -214,7 +214,9 @@ def _primary_rows() -> Iterator[tuple[Key, Step]]:
     )
     yield _row(_P, _S.REPLICATING, _E.PEER_LOST, then=_S.DEGRADED)
     # A checkpoint that failed: what the peer and QEMU are is looked at anew.
-    yield _row(_P, _S.REPLICATING, _E.ACTION_FAILED, _A.RESUME, during=_S.DEGRADED, then=_S.DEGRADED)
+    yield _row(
+        _P, _S.REPLICATING, _E.ACTION_FAILED, _A.RESUME, during=_S.DEGRADED, then=_S.DEGRADED
+    )
     for event in (_E.QEMU_ERROR, _E.PEER_SILENT, _E.BYPASSED):
         yield _row(_P, _S.REPLICATING, event, *_CLEAN_UP, during=_S.DEGRADED, then=_S.DEGRADED)
     yield _row(

@@ -1,0 +1,171 @@
+"""The operator's commands: taken from their node, carried out, answered."""
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from xencolo import requests
+from xencolo.command import (
+    Answer,
+    Command,
+    Outcome,
+    Word,
+    answer_path,
+    command_path,
+    parse,
+    parse_answer,
+    render_answer,
+)
+from xencolo.disk import Role
+from xencolo.errors import CommandError, WrongNode, XencoloError, XenstoreError
+from xencolo.replication import Event, failover_event, step
+from xencolo.status import DomainState
+from xencolod.log import emit
+from xencolod.xenstore import Client, Transaction, ask, demand, read
+
+if TYPE_CHECKING:
+    from xencolod.replicator import Replicator
+
+_S = DomainState
+
+_OTHER_ROLE = {
+    Role.PRIMARY: "{} is for a secondary, and this domain is the primary",
+    Role.SECONDARY: "{} is for the primary, and this domain is the secondary: ask on the other host",
+}
+_NOTHING_TO_TAKE_OVER = (
+    "the disks hold no checkpoint of the primary; with force the domain runs on what is there, which may be "
+    "part of a resync: all that was not copied yet is lost"
+)
+
+
+class Obeying:
+    """The commands of one domain, one after the other."""
+
+    def __init__(self, owner: "Replicator", client: Client) -> None:
+        self._owner = owner
+        self._client = client
+        self._poked = trio.Event()
+        self._distrust: str | None = None
+        self._started = False
+
+    def see(self, command: bytes | None, error: str | None) -> None:
+        """Take note that a command waits, or why it is not one."""
+        if error and error != self._distrust:
+            emit(self._owner.log, "command.failed", command="unknown", error=error)
+        self._distrust = error
+        if (command and not error) or not self._started:
+            self._poked.set()
+
+    async def run(self) -> None:
+        """Take commands for ever."""
+        while True:
+            await self._poked.wait()  # without a deadline: the operator has none
+            self._poked = trio.Event()
+            try:
+                if not self._started:
+                    await self._close_old()
+                    self._started = True
+                await self._take()
+            except XenstoreError as error:
+                # The node still holds it, or its answer is lost with xenstored.
+                emit(self._owner.log, "xenstore.failed", error=str(error))
+
+    async def _close_old(self) -> None:
+        """Answer what an earlier daemon took and did not live to answer."""
+        domid = self._owner.domid
+        value = await read(self._client, answer_path(domid))
+        try:
+            answer = parse_answer(domid, value) if value else None
+        except WrongNode:
+            answer = None  # nobody waits for rubbish
+        if answer and answer.outcome is Outcome.RUNNING:
+            text = "xencolod ended meanwhile; the state tells how far it came"
+            await self._say(answer._replace(outcome=Outcome.FAILED, text=text))
+
+    async def _take(self) -> None:
+        domid = self._owner.domid
+
+        async def body(transaction: Transaction) -> bytes | None:
+            value = await read(transaction, command_path(domid))
+            if value:
+                taken = render_answer(_answer(value, Outcome.RUNNING))
+                empty = requests.write(command_path(domid), b"")
+                await demand(transaction, [empty, requests.write(answer_path(domid), taken)])
+            return value
+
+        if not self._distrust and (value := await self._client.transaction(body)):
+            await self._say(await self._carry_out(value))
+
+    async def _say(self, answer: Answer) -> None:
+        await ask(
+            self._client, requests.write(answer_path(self._owner.domid), render_answer(answer))
+        )
+
+    async def _carry_out(self, value: bytes) -> Answer:
+        log, shown = self._owner.log, value[:200].decode("utf-8", "backslashreplace")
+        try:
+            emit(log, "command.taken", command=shown)
+            text = await obey(self._owner, parse(value))
+        except XencoloError as error:
+            emit(log, "command.failed", command=shown, error=str(error))
+            return _answer(value, Outcome.FAILED, str(error))
+        emit(log, "command.done", command=shown, answer=text)
+        return _answer(value, Outcome.DONE, text)
+
+
+def _answer(value: bytes, outcome: Outcome, text: str = "") -> Answer:
+    try:
+        command = parse(value)
+    except CommandError as error:
+        return Answer(error.word, error.id, outcome, text)
+    return Answer(command.word, command.id, outcome, text)
+
+
+async def obey(owner: "Replicator", command: Command) -> str:
+    """Carry a command out; return what there is to say of it.
+
+    :raises XencoloError: it can't be carried out now, or failed.
+    """
+    performer = owner.performer
+    if performer.record is None or not performer.disks:
+        raise CommandError("the domain has no COLO disk that could be replicated, or no QEMU yet")
+    wanted = Role.SECONDARY if command.word is Word.FAILOVER else Role.PRIMARY
+    if owner.place.role is not wanted:
+        raise CommandError(_OTHER_ROLE[owner.place.role].format(command.word))
+    match command.word:
+        case Word.CHECKPOINT:
+            await owner.push(Event.CHECKPOINT).outcome()
+            return f"number {performer.number}"
+        case Word.DETACH:
+            step(owner.place, Event.DETACH)  # refused, it must not be recorded either
+            await performer.save(detached=True)
+            await owner.push(Event.DETACH).outcome()
+            return ""
+        case Word.FAILOVER:
+            return await _fail_over(owner, force=command.force)
+        case Word.RESYNC:
+            return await _resync(owner, command)
+
+
+async def _fail_over(owner: "Replicator", *, force: bool) -> str:
+    record = owner.performer.known
+    event = failover_event(in_sync=record.in_sync, force=force)
+    if event is None:
+        raise CommandError(_NOTHING_TO_TAKE_OVER)
+    await owner.push(event).outcome()
+    return f"generation {owner.performer.known.generation}"
+
+
+async def _resync(owner: "Replicator", command: Command) -> str:
+    performer = owner.performer
+    if owner.place.state in {_S.REPLICATING, _S.RESYNCING}:
+        raise CommandError(f"it is {owner.place.state} already; to begin anew, detach first")
+    if refusal := owner.refusal:
+        raise CommandError(refusal)
+    await performer.save(peer=command.to or performer.known.peer, detached=False)
+    if owner.reach.address is None:
+        raise CommandError("no node names the other host of a promoted domain: say to=HOST")
+    performer.assume_equal = command.assume_equal
+    owner.reach.hang_up()
+    owner.poke()
+    return f"reaching for {owner.reach.peer}"
