@@ -95,6 +95,7 @@ _EVENTS = (
     Event("qemu.ended", "info", ("pid", "seconds"), "QEMU ended, as it should."),
     Event("qemu.event", "debug", ("qmp_event", "data"), "QEMU said something over QMP."),
     Event("qemu.qmp_lost", "warning", ("error",), "The QMP connection to a living QEMU broke."),
+    Event("qemu.qmp_back", "info", (), "A QEMU whose QMP had broken talks again."),
     Event("backend.considered", "debug", ("reason",), "Why a backend was or was not chosen."),
     Event(
         "reconcile.done",
