@@ -40,8 +40,8 @@ _EVENTS = (
         "xenstore.empty",
         "warning",
         ("path",),
-        "Xenstored does not know this domain: its store is not filled yet. Nothing is concluded "
-        "from what is absent in it.",
+        "The store has lost what it held, or is not filled yet: `path` is absent. No QEMU is ended "
+        "for what else is.",
     ),
     Event("xenstore.failed", "error", ("error",), "A request failed; the pass will be repeated."),
     Event("embedded.listening", "info", ("socket",), "The in-memory store is served there."),

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 
 import trio
 
+from xencolo import requests
 from xencolo.device import Device
 from xencolo.drives import Form
 from xencolo.errors import VdevError, XenstoreError
-from xencolo.paths import backend_root, devid_to_vdev, domain_path, hint
-from xencolo.plan import Domain, Machine, Phase, Plan, Policy, drives_of, plan
+from xencolo.paths import backend_root, devid_to_vdev, domain_path, hint, mark_path
+from xencolo.plan import Domain, Machine, Phase, Plan, Policy, another_guest, drives_of, plan
 from xencolo.status import DeviceState, DomainState, DomainStatus
 from xencolod.config import Config
 from xencolod.devices import domids, trusted_domids
@@ -18,7 +20,7 @@ from xencolod.process import domains_with_qemu, files
 from xencolod.publish import Publisher
 from xencolod.supervisor import Settings, Supervisor
 from xencolod.views import missing_images, read_domains
-from xencolod.xenstore import Client, Watch, read
+from xencolod.xenstore import Client, Watch, demand, read
 
 #: What no watch tells of is looked at this often, in seconds: an image that was missing, the end of
 #: somebody else's device model. What could not be published is tried again then.
@@ -84,7 +86,7 @@ class Reconciler:
         self.dirty = Dirty()
         self.first_pass = trio.Event()
         self.counts = (0, 0)
-        # Domains that were known when the store was seen empty, and have not been seen in it since.
+        # Domains that were known when the store had lost them, and have not been seen in it since.
         self._unproven: set[int] = set()
         self._lost: str | None = None
 
@@ -166,19 +168,20 @@ class Reconciler:
             self.dirty.mark()
 
     async def _adopt(self) -> None:
-        """Find the QEMUs of an earlier xencolod before anything is decided."""
+        """Find the QEMUs of an earlier xencolod: before anything is decided, and at each full pass
+        those that had not got as far as their pid files.
+        """
         where = files(self._config, 0)
         for domid in await trio.to_thread.run_sync(domains_with_qemu, where.runtime):
-            await self._supervise(domid)
+            if domid not in self._known:
+                await self._supervise(domid)
 
     async def _cycle(self, domains: set[int], *, everything: bool) -> None:
         started = trio.current_time()
         own = self._config.daemon.domid
-        if await read(self._client, domain_path(own)) is None:
-            await self._wait_filled(domain_path(own))
-            self.dirty.mark()
-            return
+        await self._recognise(own)
         if everything:
+            await self._adopt()
             domains = domains | set(await domids(self._client, own)) | self._known.keys()
         if not domains:
             self._done(started, 0, 0)
@@ -192,7 +195,7 @@ class Reconciler:
             ours,
             xen=self._settings.xen,
         )
-        self._unproven -= {domid for domid, view in views.items() if view.exists}
+        self._unproven -= {d for d in self._unproven & views.keys() if self._proves(views[d])}
         views = {domid: view for domid, view in views.items() if domid not in self._unproven}
         missing = await self._missing_images(views.values())
         async with trio.open_nursery() as nursery:
@@ -200,18 +203,35 @@ class Reconciler:
                 nursery.start_soon(self._settle, view, missing.get(view.domid, {}))
         self._done(started, len(views), sum(len(view.devices) for view in views.values()))
 
-    async def _wait_filled(self, home: str) -> None:
-        """Wait until the store knows this domain, without a deadline: nothing can be done before.
+    async def _recognise(self, own: int) -> None:
+        """Look for the daemon's mark: a store without it is another than the one of the pass before.
 
-        An empty store has lost what it held: until a domain is seen in it again, its absence does not
-        tell that it has gone, and its QEMU is left alone.
+        Such a store has lost what it held. Until a domain is seen in it as it was, its absence does
+        not tell that it has gone, and its QEMU is left alone. What does not know even this domain is
+        waited for, without a deadline: nothing can be done before.
 
         :raises XenstoreError: xenstored failed.
         """
-        emit(self._log, "xenstore.empty", path=home)
+        home, mark = domain_path(own), mark_path(own)
+        if await read(self._client, mark) is not None:
+            return
         self._unproven = set(self._known)
-        while await read(self._client, home) is None:
+        filled = await read(self._client, home) is not None
+        if self._known or not filled:
+            emit(self._log, "xenstore.empty", path=mark if filled else home)
+        while not filled:
             await trio.sleep(_RETRY)
+            filled = await read(self._client, home) is not None
+        await demand(self._client, [requests.write(mark, version("xencolo"))])
+        self.dirty.mark()
+
+    def _proves(self, view: Domain) -> bool:
+        """Whether a store that had lost a domain tells enough of it: all its disks, or another guest."""
+        known = self._known[view.domid]
+        return view.exists and (
+            another_guest(known.supervisor.machine.launch, view)
+            or known.devices.keys() <= view.devices.keys() != set()
+        )
 
     def _done(self, started: float, domains: int, devices: int) -> None:
         seconds = round(trio.current_time() - started, 4)

@@ -137,6 +137,11 @@ def drives_of(domain: Domain, policy: Policy, missing: Mapping[int, str]) -> Dom
     return domain_drives(disks, domain.wanted_role, policy.form)
 
 
+def another_guest(launch: Launch | None, domain: Domain) -> bool:
+    """Whether the domid has come to another guest than the one that the QEMU was started for."""
+    return bool(launch and launch.uuid and domain.uuid and launch.uuid != domain.uuid)
+
+
 def plan(domain: Domain, machine: Machine, policy: Policy, missing: Mapping[int, str]) -> Plan:
     """Return what to do for one domain and what to publish of it.
 
@@ -146,9 +151,7 @@ def plan(domain: Domain, machine: Machine, policy: Policy, missing: Mapping[int,
     guest: it follows every change, so that no disk added meanwhile is left out.
     """
     running = machine.launch if machine.may_hold_guest else None
-    if running and running.uuid and domain.uuid and running.uuid != domain.uuid:
-        running = None
-    if not domain.exists or not domain.devices:
+    if another_guest(running, domain) or not domain.exists or not domain.devices:
         running = None
     if not domain.managed and not running:
         return Plan(

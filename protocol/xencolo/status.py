@@ -121,6 +121,13 @@ STATUS_NODES = (
         "How the device model is; absent while there is none.",
     ),
     StatusNode(
+        "~/xencolod",
+        "STRING",
+        "xencolod",
+        "Version of the xencolod that first saw this store (~ is the domain that it runs in). A store "
+        "without it has lost what it held: no QEMU is ended for what is absent in it.",
+    ),
+    StatusNode(
         "/libxl/$DOMID/dm-version",
         "STRING",
         "libxl",
