@@ -58,6 +58,13 @@ _EVENTS = (
     Event(
         "device.mended", "info", ("path", "node"), "What a device.error reported is right again."
     ),
+    Event(
+        "device.closed",
+        "info",
+        ("backend",),
+        "QEMU has let go of a disk that is being removed: its backend is closed.",
+    ),
+    Event("device.kept", "warning", ("reason",), "QEMU does not let go of a disk that is removed."),
     Event("device.skipped", "warning", ("reason",), "QEMU does not emulate this disk."),
     Event(
         "device.suspicious",

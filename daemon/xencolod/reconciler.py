@@ -14,7 +14,7 @@ from xencolo.paths import backend_root, devid_to_vdev, domain_path, hint, mark_p
 from xencolo.plan import Domain, Machine, Phase, Plan, Policy, another_guest, drives_of, plan
 from xencolo.status import DeviceState, DomainState, DomainStatus
 from xencolod.config import Config
-from xencolod.devices import domids, trusted_domids
+from xencolod.devices import close, domids, trusted_domids
 from xencolod.log import emit
 from xencolod.process import domains_with_qemu, files
 from xencolod.publish import Publisher
@@ -95,7 +95,8 @@ class Reconciler:
         return self._settings.config
 
     def _policy(self) -> Policy:
-        return Policy(self._config.qemu.restart, Form(self._config.qemu.form))
+        qemu = self._config.qemu
+        return Policy(qemu.restart, Form(qemu.form), closes=not self._settings.xen)
 
     # -- events ----------------------------------------------------------------------------------
 
@@ -279,6 +280,8 @@ class Reconciler:
         known.supervisor.want(decided.launch)
         try:
             await self._publish(view, known, decided)
+            for devid in decided.closed:
+                await self._close(view.devices[devid])
         except XenstoreError as error:
             known.recheck = True
             emit(self._log, "xenstore.failed", domid=view.domid, error=str(error))
@@ -306,6 +309,11 @@ class Reconciler:
         elif decided.status is None and (said or not view.devices):
             await self._publisher.withdraw(view.domid)
         known.unsaid = False
+
+    async def _close(self, device: Device) -> None:
+        if await close(self._client, device.paths):
+            log = self._log.bind(domid=device.paths.domid, devid=device.paths.devid)
+            emit(log, "device.closed", vdev=_vdev(device), backend=device.paths.backend)
 
     # -- saying ----------------------------------------------------------------------------------
 
@@ -368,17 +376,21 @@ class Reconciler:
                 now[devid, path, kind] = error
                 if known.complaints.get((devid, path, kind)) == error:
                     continue
-                if kind == "skipped":
-                    emit(log, "device.skipped", reason=error)
+                if kind in _REASONS:
+                    emit(log, _REASONS[kind], reason=error)
                 else:
                     emit(log, "device.error", path=path, node=node, kind=kind, error=error)
         wrong = {(devid, path) for devid, path, _ in now}
-        before = {(devid, path) for devid, path, kind in known.complaints if kind != "skipped"}
+        before = {(devid, path) for devid, path, kind in known.complaints if kind not in _REASONS}
         for devid, path in sorted(before - wrong):
             if devid in view.devices:
                 log = self._log.bind(domid=view.domid, devid=devid, vdev=_vdev(view.devices[devid]))
                 emit(log, "device.mended", path=path, node=path.rpartition("/")[2])
         known.complaints = now
+
+
+#: What is no error, and the event that says it.
+_REASONS = {DeviceState.SKIPPED.value: "device.skipped", DeviceState.LEAVING.value: "device.kept"}
 
 
 def _vdev(device: Device) -> str | None:
@@ -404,7 +416,7 @@ def _complaints(
     if state is DeviceState.READY or error is None:
         return []
     kind = "image" if devid in missing else "drive"
-    if state is DeviceState.SKIPPED:
-        kind = "skipped"
+    if state in _REASONS:
+        kind = state.value
     path = f"{device.paths.libxl}/params"
     return [(path, "params", kind, error)]

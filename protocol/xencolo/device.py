@@ -33,6 +33,8 @@ _DESCRIPTION = tuple(node for node in (*LIBXL_NODES, *BACKEND_NODES) if node.par
 #: The toolstack's copy alone has ``backend``; all else must stand in the backend's directory too.
 _COPIED = tuple(node for node in _DESCRIPTION if node.name != "backend")
 _LIVE = ("state", "online")
+#: XenbusState (xen/include/public/io/xenbus.h).
+CLOSING, CLOSED = 5, 6
 
 
 class Device(NamedTuple):
@@ -52,6 +54,11 @@ class Device(NamedTuple):
     state: int | None = None
     online: bool = True
     suspicions: tuple[str, ...] = ()
+
+    @property
+    def leaving(self) -> bool:
+        """Whether its removal was asked for: offline, and closing or closed."""
+        return not self.online and self.state in {CLOSING, CLOSED}
 
 
 #: What is asked of each directory; the empty name is the directory itself.

@@ -37,6 +37,7 @@ class DeviceState(StrEnum):
     READY = "ready"
     SKIPPED = "skipped"
     ERROR = "error"
+    LEAVING = "leaving"
 
 
 #: What each state tells the operator.
@@ -52,6 +53,8 @@ STATE_MEANINGS: Mapping[StrEnum, str] = {
     DeviceState.READY: "its nodes are right and QEMU has it or will get it",
     DeviceState.SKIPPED: "its nodes are right and QEMU does not emulate it; `error` says why",
     DeviceState.ERROR: "it could not be read or can't be given to QEMU; `error` says why",
+    DeviceState.LEAVING: "it is being removed and its backend is closed once QEMU has let go of it; "
+    "`error` says why QEMU does not",
 }
 
 
@@ -99,7 +102,7 @@ STATUS_NODES = (
         f"/libxl/$DOMID/colo/device/$DEVID/{ERROR}",
         "STRING",
         "xencolod",
-        "What is wrong with it, or why it is skipped; absent when all is well.",
+        "What is wrong with it, why it is skipped or does not leave; absent when all is well.",
     ),
     StatusNode(
         "~/error/backend/qdisk/$DOMID/$DEVID/error",
