@@ -125,7 +125,8 @@ class Supervisor:
             attempt=self._attempts,
             argv=list(process.argv),
         )
-        self._set(Phase.STARTING, launch, process)
+        # Without its pid: until it greets it runs no guest, and follows every change.
+        self._set(Phase.STARTING, launch)
         await self._tend(process, launch, fresh=True)
 
     def _pause(self) -> float:
