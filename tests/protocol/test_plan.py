@@ -477,8 +477,9 @@ def test_a_backend_is_closed_only_when_qemu_has_let_go_of_the_disk(
         assert policy.closes
         assert not domain.foreign
         assert leaver.leaving
-        assert leaver.disk
-        assert leaver.disk.pdev_path not in held
+        image = leaver.disk and leaver.disk.pdev_path
+        assert image
+        assert image not in held
 
 
 @settings(derandomize=True, deadline=None)
