@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -266,6 +267,7 @@ class Host:
         self._store: Store | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._ended: list[Foreign] = []
+        self._gate: FileIO | None = None
         self.environment: dict[str, str] = {}
         self.configure()
 
@@ -530,12 +532,14 @@ class Host:
 
     def gated_qemu(self) -> str:
         """Return a QEMU that does not get as far as its pid file before :meth:`open_gate`."""
-        wait = f"until [ -e {self.directory}/gate ]; do sleep 0.01; done"
+        os.mkfifo(self.directory / "gate")
+        wait = f"read -r _ < {self.directory}/gate"  # the shell's own: no child looks like a QEMU
         return self.program(wait, 'exec qemu-system-x86_64 "$@"')
 
     def open_gate(self) -> None:
-        """Let every :meth:`gated_qemu` go on."""
-        (self.directory / "gate").touch()
+        """Let every :meth:`gated_qemu` go on, a line for each; those to come too."""
+        self._gate = (self.directory / "gate").open("r+b", buffering=0)
+        self._gate.write(b"\n" * 100)
 
     def published(self, domid: int) -> int:
         """Wait until the domain has one QEMU and all nodes say that it runs; return its pid."""
@@ -558,6 +562,10 @@ class Host:
         except AssertionError as error:
             tail = "\n".join(map(str, self.events()[-12:]))
             raise AssertionError(f"{error}\n{self.qemus(domid)}\n{tail}") from None
+
+    def calm(self, *domids: int) -> bool:
+        """Tell whether all these domains are said to run."""
+        return all(self.store.read(f"/libxl/{domid}/colo/state") == "running" for domid in domids)
 
     def xencolo(self, *words: str) -> str:
         """Run the operator's command; return what it printed."""
@@ -584,6 +592,8 @@ class Host:
             end(pid)
         for process in self._ended:
             process.end()
+        if self._gate:
+            self._gate.close()
 
     def leave_store(self) -> None:
         """End the connection to xenstore; the next use opens another."""
