@@ -8,7 +8,7 @@ from typing import NamedTuple
 import trio
 
 from xencolo import requests
-from xencolo.device import ANSWERS, Device, device_from_answers, read_requests
+from xencolo.device import ANSWERS, CLOSED, CLOSING, Device, device_from_answers, read_requests
 from xencolo.disk import Backend, Disk, Role
 from xencolo.errors import DeviceError, PathError
 from xencolo.nodes import add_requests
@@ -35,9 +35,6 @@ from xencolod.xenstore import (
     directory,
     read,
 )
-
-#: XenbusState (xen/include/public/io/xenbus.h).
-CLOSING, CLOSED = "5", "6"
 
 
 def trusted_domids(own_domid: int) -> frozenset[int]:
@@ -185,6 +182,28 @@ async def remove(
     return Removal(paths, forced)
 
 
+def _state(number: int) -> bytes:
+    return b"%d" % number
+
+
+async def close(client: Client, paths: DevicePaths) -> bool:
+    """Say, as its backend, that a device is closed; return False if nobody asks for that any more.
+
+    :raises XenstoreError: xenstored failed; nothing was written.
+    """
+    state = f"{paths.backend}/state"
+
+    async def body(transaction: Transaction) -> bool:
+        asked = [requests.read(f"{paths.backend}/online"), requests.read(state)]
+        answers = list(map(absent_as_none, await transaction.batch(asked)))
+        if answers != [b"0", _state(CLOSING)]:
+            return False
+        await demand(transaction, [requests.write(state, str(CLOSED))])
+        return True
+
+    return await client.transaction(body)
+
+
 async def _ask_to_close(client: Client, paths: DevicePaths) -> bool:
     """Take the device offline; return whether its backend has something to close."""
 
@@ -200,10 +219,10 @@ async def _ask_to_close(client: Client, paths: DevicePaths) -> bool:
                 )
             return False
         batch = [requests.write(f"{paths.backend}/online", "0")]
-        if state != CLOSED.encode():
-            batch.append(requests.write(f"{paths.backend}/state", CLOSING))
+        if state != _state(CLOSED):
+            batch.append(requests.write(f"{paths.backend}/state", str(CLOSING)))
         await demand(transaction, batch)
-        return state != CLOSED.encode()
+        return state != _state(CLOSED)
 
     return await client.transaction(body)
 
@@ -213,7 +232,7 @@ async def _closed(client: Client, paths: DevicePaths, timeout: float) -> bool:
         async with client.watch(f"{paths.backend}/state") as watch:
             while True:
                 await watch.take()
-                if await read(client, f"{paths.backend}/state") in {None, CLOSED.encode()}:
+                if await read(client, f"{paths.backend}/state") in {None, _state(CLOSED)}:
                     return True
     return False
 

@@ -40,8 +40,8 @@ _EVENTS = (
         "xenstore.empty",
         "warning",
         ("path",),
-        "Xenstored does not know this domain: its store is not filled yet. Nothing is concluded "
-        "from what is absent in it.",
+        "The store has lost what it held, or is not filled yet: `path` is absent. No QEMU is ended "
+        "for what else is.",
     ),
     Event("xenstore.failed", "error", ("error",), "A request failed; the pass will be repeated."),
     Event("embedded.listening", "info", ("socket",), "The in-memory store is served there."),
@@ -58,6 +58,13 @@ _EVENTS = (
     Event(
         "device.mended", "info", ("path", "node"), "What a device.error reported is right again."
     ),
+    Event(
+        "device.closed",
+        "info",
+        ("backend",),
+        "QEMU has let go of a disk that is being removed: its backend is closed.",
+    ),
+    Event("device.kept", "warning", ("reason",), "QEMU does not let go of a disk that is removed."),
     Event("device.skipped", "warning", ("reason",), "QEMU does not emulate this disk."),
     Event(
         "device.suspicious",
@@ -248,6 +255,7 @@ _EVENTS = (
         ("peer", "uuid", "kind", "error"),
         "A welcomed daemon is gone: `kind` is closed, silent or wrong.",
     ),
+    Event("qemu.qmp_back", "info", (), "A QEMU whose QMP had broken talks again."),
     Event("backend.considered", "debug", ("reason",), "Why a backend was or was not chosen."),
     Event(
         "reconcile.done",

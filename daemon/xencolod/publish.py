@@ -21,6 +21,8 @@ from xencolod.xenstore import Client, Transaction, demand, directory, read
 
 #: What is no state: others write it, and the answer stays for who waits for it.
 _INPUTS = frozenset({ROLE, COMMAND, ANSWER})
+#: A device's directories go with the last node in them: part of their paths, and how many there are.
+_DEVICE_DIRECTORIES = {"/error/backend/": 5, "/colo/device/": 2}
 #: Half of what a value may have by the quotas of either xenstored (2048 bytes).
 _VALUE_MAX = 1024
 
@@ -93,7 +95,7 @@ class Publisher:
                 if old.get(path) != value
             ]
             await demand(transaction, [*map(requests.rm, stale), *changed], absent_ok=[Op.RM])
-            await self._prune_errors(transaction, stale)
+            await self._prune(transaction, stale)
             return True
 
         async with self._lock:
@@ -126,10 +128,11 @@ class Publisher:
         errors = f"/local/domain/{self._own}/error/backend/qdisk/{domid}"
         await remove_with_empty_parents(transaction, errors, depth=3)
 
-    async def _prune_errors(self, transaction: Transaction, stale: list[str]) -> None:
+    async def _prune(self, transaction: Transaction, stale: list[str]) -> None:
         for path in stale:
-            if "/error/backend/" in path:
-                await remove_with_empty_parents(transaction, path.removesuffix("/error"), depth=4)
+            for part, depth in _DEVICE_DIRECTORIES.items():
+                if part in path:
+                    await remove_with_empty_parents(transaction, path, depth=depth)
 
     async def withdraw(self, domid: int) -> None:
         """Remove all that was said of a domain.

@@ -11,6 +11,8 @@ from xencolo.errors import QmpClosed, QmpProtocolError
 from xencolo.qmp import Event, Greeting, Reply, Session
 
 _RECEIVE = 1 << 16
+#: Seconds between attempts while QEMU's queue of new connections is full.
+_BUSY_PAUSE = 0.01
 
 
 class Qmp:
@@ -136,6 +138,35 @@ class Qmp:
                 self._on_event(message)
 
 
+async def _connect(path: str, deadline: float) -> trio.socket.SocketType:
+    """Connect; wait only while others wait already.
+
+    :raises QmpClosed: nobody listens, or others waited until the deadline.
+    """
+    while True:
+        try:
+            return _connect_now(path)
+        except BlockingIOError:
+            if trio.current_time() >= deadline:
+                busy = f"QMP at {path}: busy; another client may be connected"
+                raise QmpClosed(busy) from None
+        except OSError as error:
+            raise QmpClosed(f"QMP at {path}: {error}") from None
+        await trio.sleep(_BUSY_PAUSE)
+
+
+def _connect_now(path: str) -> trio.socket.SocketType:
+    """Connect by a plain socket: trio takes EAGAIN, which a full queue gives, for EINPROGRESS."""
+    plain = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    plain.setblocking(False)
+    try:
+        plain.connect(path)
+    except OSError:
+        plain.close()
+        raise
+    return trio.socket.from_stdlib_socket(plain)
+
+
 @asynccontextmanager
 async def open_qmp(
     path: str, *, timeout: float, on_event: Callable[[Event], None] = lambda _: None
@@ -143,17 +174,11 @@ async def open_qmp(
     """Connect to QEMU's QMP socket and greet it.
 
     :param timeout: seconds for connecting and greeting together.
-    :raises QmpClosed: nobody listens, or no greeting came in time.
+    :raises QmpClosed: nobody listens, others wait already, or no greeting came in time.
     :raises QmpCommandError: QEMU refused to leave the capabilities mode.
     """
     deadline = trio.current_time() + timeout
-    stream_socket = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        # A unix socket is connected at once or not at all.
-        await stream_socket.connect(path)
-    except OSError as error:
-        stream_socket.close()
-        raise QmpClosed(f"QMP at {path}: {error}") from None
+    stream_socket = await _connect(path, deadline)
     failure: Exception | None = None
     async with trio.SocketStream(stream_socket) as stream, trio.open_nursery() as nursery:
         qmp = Qmp(stream, on_event)

@@ -2,18 +2,27 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 
 import trio
 
+from xencolo import requests
 from xencolo.device import Device
 from xencolo.disk import Role
 from xencolo.drives import Form
 from xencolo.errors import VdevError, XenstoreError
-from xencolo.paths import backend_root, devid_to_vdev, domain_path, hint, libxl_domain_path
-from xencolo.plan import Domain, Machine, Phase, Plan, Policy, drives_of, plan
+from xencolo.paths import (
+    backend_root,
+    devid_to_vdev,
+    domain_path,
+    hint,
+    libxl_domain_path,
+    mark_path,
+)
+from xencolo.plan import Domain, Machine, Phase, Plan, Policy, another_guest, drives_of, plan
 from xencolo.status import DeviceState, DomainState, DomainStatus
 from xencolod.config import Config
-from xencolod.devices import domids, trusted_domids
+from xencolod.devices import close, domids, trusted_domids
 from xencolod.hub import Hub
 from xencolod.log import emit
 from xencolod.obeying import Obeying
@@ -24,7 +33,7 @@ from xencolod.publish import Publisher
 from xencolod.replicator import Replicator, Seen
 from xencolod.supervisor import Settings, Supervisor
 from xencolod.views import missing_images, read_domains
-from xencolod.xenstore import Client, Watch, read
+from xencolod.xenstore import Client, Watch, demand, read
 
 #: What no watch tells of is looked at this often, in seconds: an image that was missing, the end of
 #: somebody else's device model. What could not be published is tried again then.
@@ -93,7 +102,7 @@ class Reconciler:
         self.dirty = Dirty()
         self.first_pass = trio.Event()
         self.counts = (0, 0)
-        # Domains that were known when the store was seen empty, and have not been seen in it since.
+        # Domains that were known when the store had lost them, and have not been seen in it since.
         self._unproven: set[int] = set()
         self._lost: str | None = None
 
@@ -102,7 +111,8 @@ class Reconciler:
         return self._settings.config
 
     def _policy(self) -> Policy:
-        return Policy(self._config.qemu.restart, Form(self._config.qemu.form))
+        qemu = self._config.qemu
+        return Policy(qemu.restart, Form(qemu.form), closes=not self._settings.xen)
 
     # -- events ----------------------------------------------------------------------------------
 
@@ -175,19 +185,20 @@ class Reconciler:
             self.dirty.mark()
 
     async def _adopt(self) -> None:
-        """Find the QEMUs of an earlier xencolod before anything is decided."""
+        """Find the QEMUs of an earlier xencolod: before anything is decided, and at each full pass
+        those that had not got as far as their pid files.
+        """
         where = files(self._config, 0)
         for domid in await trio.to_thread.run_sync(domains_with_qemu, where.runtime):
-            await self._supervise(domid)
+            if domid not in self._known:
+                await self._supervise(domid)
 
     async def _cycle(self, domains: set[int], *, everything: bool) -> None:
         started = trio.current_time()
         own = self._config.daemon.domid
-        if await read(self._client, domain_path(own)) is None:
-            await self._wait_filled(domain_path(own))
-            self.dirty.mark()
-            return
+        await self._recognise(own)
         if everything:
+            await self._adopt()
             domains = domains | set(await domids(self._client, own)) | self._known.keys()
         if not domains:
             self._done(started, 0, 0)
@@ -201,7 +212,7 @@ class Reconciler:
             ours,
             xen=self._settings.xen,
         )
-        self._unproven -= {domid for domid, view in views.items() if view.exists}
+        self._unproven -= {d for d in self._unproven & views.keys() if self._proves(views[d])}
         views = {domid: view for domid, view in views.items() if domid not in self._unproven}
         missing = await self._missing_images(views.values())
         async with trio.open_nursery() as nursery:
@@ -209,18 +220,35 @@ class Reconciler:
                 nursery.start_soon(self._settle, view, missing.get(view.domid, {}))
         self._done(started, len(views), sum(len(view.devices) for view in views.values()))
 
-    async def _wait_filled(self, home: str) -> None:
-        """Wait until the store knows this domain, without a deadline: nothing can be done before.
+    async def _recognise(self, own: int) -> None:
+        """Look for the daemon's mark: a store without it is another than the one of the pass before.
 
-        An empty store has lost what it held: until a domain is seen in it again, its absence does not
-        tell that it has gone, and its QEMU is left alone.
+        Such a store has lost what it held. Until a domain is seen in it as it was, its absence does
+        not tell that it has gone, and its QEMU is left alone. What does not know even this domain is
+        waited for, without a deadline: nothing can be done before.
 
         :raises XenstoreError: xenstored failed.
         """
-        emit(self._log, "xenstore.empty", path=home)
+        home, mark = domain_path(own), mark_path(own)
+        if await read(self._client, mark) is not None:
+            return
         self._unproven = set(self._known)
-        while await read(self._client, home) is None:
+        filled = await read(self._client, home) is not None
+        if self._known or not filled:
+            emit(self._log, "xenstore.empty", path=mark if filled else home)
+        while not filled:
             await trio.sleep(_RETRY)
+            filled = await read(self._client, home) is not None
+        await demand(self._client, [requests.write(mark, version("xencolo"))])
+        self.dirty.mark()
+
+    def _proves(self, view: Domain) -> bool:
+        """Whether a store that had lost a domain tells enough of it: all its disks, or another guest."""
+        known = self._known[view.domid]
+        return view.exists and (
+            another_guest(known.supervisor.machine.launch, view)
+            or known.devices.keys() <= view.devices.keys() != set()
+        )
 
     def _done(self, started: float, domains: int, devices: int) -> None:
         seconds = round(trio.current_time() - started, 4)
@@ -276,6 +304,8 @@ class Reconciler:
         known.devices = view.devices
         try:
             await self._publish(view, known, decided)
+            for devid in decided.closed:
+                await self._close(view.devices[devid])
         except XenstoreError as error:
             known.recheck = True
             emit(self._log, "xenstore.failed", domid=view.domid, error=str(error))
@@ -332,6 +362,11 @@ class Reconciler:
         elif decided.status is None and (said or not view.devices):
             await self._publisher.withdraw(view.domid)
         known.unsaid = False
+
+    async def _close(self, device: Device) -> None:
+        if await close(self._client, device.paths):
+            log = self._log.bind(domid=device.paths.domid, devid=device.paths.devid)
+            emit(log, "device.closed", vdev=_vdev(device), backend=device.paths.backend)
 
     # -- saying ----------------------------------------------------------------------------------
 
@@ -394,17 +429,21 @@ class Reconciler:
                 now[devid, path, kind] = error
                 if known.complaints.get((devid, path, kind)) == error:
                     continue
-                if kind == "skipped":
-                    emit(log, "device.skipped", reason=error)
+                if kind in _REASONS:
+                    emit(log, _REASONS[kind], reason=error)
                 else:
                     emit(log, "device.error", path=path, node=node, kind=kind, error=error)
         wrong = {(devid, path) for devid, path, _ in now}
-        before = {(devid, path) for devid, path, kind in known.complaints if kind != "skipped"}
+        before = {(devid, path) for devid, path, kind in known.complaints if kind not in _REASONS}
         for devid, path in sorted(before - wrong):
             if devid in view.devices:
                 log = self._log.bind(domid=view.domid, devid=devid, vdev=_vdev(view.devices[devid]))
                 emit(log, "device.mended", path=path, node=path.rpartition("/")[2])
         known.complaints = now
+
+
+#: What is no error, and the event that says it.
+_REASONS = {DeviceState.SKIPPED.value: "device.skipped", DeviceState.LEAVING.value: "device.kept"}
 
 
 def _refusal(view: Domain) -> str | None:
@@ -446,7 +485,7 @@ def _complaints(
     if state is DeviceState.READY or error is None:
         return []
     kind = "image" if devid in missing else "drive"
-    if state is DeviceState.SKIPPED:
-        kind = "skipped"
+    if state in _REASONS:
+        kind = state.value
     path = f"{device.paths.libxl}/params"
     return [(path, "params", kind, error)]

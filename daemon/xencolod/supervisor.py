@@ -119,6 +119,7 @@ class Supervisor:
 
     def _take_over(self, process: Process) -> None:
         self._wanted = launch_in(self.domid, process.argv)
+        emit(self._log, "qemu.adopted", pid=process.pid, role=self._wanted.role.value)
         self._set(Phase.STARTING, self._wanted, process)
 
     async def _bring_up(self, launch: Launch) -> None:
@@ -153,7 +154,8 @@ class Supervisor:
             attempt=self._attempts,
             argv=list(process.argv),
         )
-        self._set(Phase.STARTING, launch, process)
+        # Without its pid: until it greets it runs no guest, and follows every change.
+        self._set(Phase.STARTING, launch)
         await self._tend(process, launch, fresh=True)
 
     def _pause(self) -> float:
@@ -211,19 +213,17 @@ class Supervisor:
         return open_qmp(str(process.socket), timeout=timeout, on_event=self._said)
 
     def _running(self, process: Process, launch: Launch, qmp: Qmp, *, fresh: bool) -> None:
-        if self.machine.phase is not Phase.RUNNING:
-            role = launch.role.value
-            if fresh:
-                emit(
-                    self._log,
-                    "qemu.running",
-                    pid=process.pid,
-                    role=role,
-                    version=".".join(map(str, qmp.version)),
-                    seconds=round(trio.current_time() - process.started, 3),
-                )
-            else:
-                emit(self._log, "qemu.adopted", pid=process.pid, role=role)
+        if fresh:
+            emit(
+                self._log,
+                "qemu.running",
+                pid=process.pid,
+                role=launch.role.value,
+                version=".".join(map(str, qmp.version)),
+                seconds=round(trio.current_time() - process.started, 3),
+            )
+        elif self.machine.error:
+            emit(self._log, "qemu.qmp_back")
         self.qmp = qmp
         self._set(Phase.RUNNING, launch, process)
         self._on_change(self.domid)
@@ -243,7 +243,8 @@ class Supervisor:
             await process.wait()
         if process.exited:
             return
-        emit(self._log, "qemu.qmp_lost", error=error)
+        if error != self.machine.error:  # once, and not at each attempt
+            emit(self._log, "qemu.qmp_lost", error=error)
         if fresh or not self._is_wanted(launch):
             await self._end(process, launch, None)
             return

@@ -33,6 +33,8 @@ _DESCRIPTION = tuple(node for node in (*LIBXL_NODES, *BACKEND_NODES) if node.par
 #: The toolstack's copy alone has ``backend``; all else must stand in the backend's directory too.
 _COPIED = tuple(node for node in _DESCRIPTION if node.name != "backend")
 _LIVE = ("state", "online")
+#: XenbusState (xen/include/public/io/xenbus.h).
+CONNECTED, CLOSING, CLOSED = 4, 5, 6
 
 
 class Device(NamedTuple):
@@ -56,10 +58,13 @@ class Device(NamedTuple):
     @property
     def bypassed(self) -> bool:
         """Whether the guest's PV driver writes to a COLO disk, past the quorum."""
-        return self.is_colo and self.state == _CONNECTED
+        return self.is_colo and self.state == CONNECTED
 
+    @property
+    def leaving(self) -> bool:
+        """Whether its removal was asked for: offline, and closing or closed."""
+        return not self.online and self.state in {CLOSING, CLOSED}
 
-_CONNECTED = 4
 
 #: What is asked of each directory; the empty name is the directory itself.
 _OF_LIBXL = (

@@ -65,6 +65,11 @@ def device_model_path(domid: int, toolstack_domid: int = 0) -> str:
     return f"/local/domain/{toolstack_domid}/device-model/{domid}"
 
 
+def mark_path(own_domid: int) -> str:
+    """Return where xencolod leaves its mark, by which it knows a store again."""
+    return f"/local/domain/{own_domid}/xencolod"
+
+
 class DevicePaths(NamedTuple):
     """Where a device is: the guest ``domid``, its ``devid``, and who backs it."""
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import NamedTuple
 
-from xencolo.device import Device
+from xencolo.device import CLOSING, Device
 from xencolo.disk import Role
 from xencolo.drives import DomainDrives, Form, domain_drives
 from xencolo.status import DeviceState, DomainState, DomainStatus
@@ -92,6 +92,11 @@ class Machine(NamedTuple):
     error: str | None = None
 
     @property
+    def alive(self) -> bool:
+        """Whether there is a process: it has its drives open."""
+        return self.phase in {Phase.STARTING, Phase.RUNNING, Phase.ENDING}
+
+    @property
     def may_hold_guest(self) -> bool:
         """Whether a guest may run in it: it has greeted, or an earlier xencolod left it."""
         return self.phase is Phase.RUNNING or (
@@ -104,10 +109,12 @@ class Plan(NamedTuple):
 
     :ivar launch: the QEMU that should run; None for none.
     :ivar status: what to publish; None where the domain is none of ours.
+    :ivar closed: the devids whose backends are to be closed: QEMU has let go of them.
     """
 
     launch: Launch | None
     status: DomainStatus | None
+    closed: tuple[int, ...] = ()
 
 
 class Policy(NamedTuple):
@@ -115,18 +122,29 @@ class Policy(NamedTuple):
 
     :ivar restart: whether a running QEMU may be replaced when its drives changed.
     :ivar form: how drives are written.
+    :ivar closes: whether the daemon closes the backends of disks that are being removed: without Xen
+        there is no other backend than its own QEMU.
     """
 
     restart: bool
     form: Form = Form.BLOCKDEV
+    closes: bool = False
+
+    def staying(self, domain: Domain) -> dict[int, Device]:
+        """Return the devices that are not about to leave."""
+        return {
+            devid: device
+            for devid, device in domain.devices.items()
+            if not (self.closes and device.leaving)
+        }
 
 
 def device_states(
-    domain: Domain, drives: DomainDrives, missing: Mapping[int, str]
+    devices: Mapping[int, Device], drives: DomainDrives, missing: Mapping[int, str]
 ) -> dict[int, tuple[DeviceState, str | None]]:
     """Return state and error of each device; ``missing`` says which images can't be opened."""
     states: dict[int, tuple[DeviceState, str | None]] = {}
-    for devid, device in domain.devices.items():
+    for devid, device in devices.items():
         if device.errors:
             error = "; ".join(map(str, device.errors))
             states[devid] = DeviceState.ERROR, error
@@ -144,23 +162,28 @@ def device_states(
 
 
 def drives_of(domain: Domain, policy: Policy, missing: Mapping[int, str]) -> DomainDrives:
-    """Return the drives of the domain's role, without the disks whose images can't be opened."""
-    disks = [d.disk for devid, d in domain.devices.items() if d.disk and devid not in missing]
+    """Return the drives of the domain's role, without disks that leave or whose images can't be opened."""
+    staying = policy.staying(domain)
+    disks = [d.disk for devid, d in staying.items() if d.disk and devid not in missing]
     return domain_drives(disks, domain.wanted_role, policy.form)
+
+
+def another_guest(launch: Launch | None, domain: Domain) -> bool:
+    """Whether the domid has come to another guest than the one that the QEMU was started for."""
+    return bool(launch and launch.uuid and domain.uuid and launch.uuid != domain.uuid)
 
 
 def plan(domain: Domain, machine: Machine, policy: Policy, missing: Mapping[int, str]) -> Plan:
     """Return what to do for one domain and what to publish of it.
 
-    A running QEMU is ended only when its domain or the last of its disks has gone, or when another
-    domain has taken the domid; with :attr:`Policy.restart` it is replaced when its drives changed. A
-    disk that became unreadable never ends or replaces it. A QEMU that has not greeted yet runs no
+    A running QEMU is ended only when its domain or the last of its disks has gone or is leaving, or
+    when another domain has taken the domid; with :attr:`Policy.restart` it is replaced when its drives
+    changed. A disk that became unreadable never ends or replaces it. A QEMU that has not greeted yet runs no
     guest: it follows every change, so that no disk added meanwhile is left out.
     """
     running = machine.launch if machine.may_hold_guest else None
-    if running and running.uuid and domain.uuid and running.uuid != domain.uuid:
-        running = None
-    if not domain.exists or not domain.devices:
+    staying = policy.staying(domain)
+    if another_guest(running, domain) or not domain.exists or not staying:
         running = None
     if not domain.managed and not running:
         return Plan(
@@ -171,9 +194,18 @@ def plan(domain: Domain, machine: Machine, policy: Policy, missing: Mapping[int,
     if running and domain.promoted:
         domain = domain._replace(role=running.role)
     drives = drives_of(domain, policy, missing)
-    devices = device_states(domain, drives, missing)
+    devices = device_states(staying, drives, missing)
     launch, state, error = _choose(domain, machine, policy, running, drives, devices)
-    return Plan(launch, _status(state, machine, devices, error))
+    leaving = {d: device for d, device in domain.devices.items() if d not in staying}
+    # What QEMU has is known as a whole: it has let go once it runs with exactly what stays.
+    held = (
+        machine.launch is not None and machine.alive and machine.launch.drives != drives.arguments
+    )
+    kept = held and launch is not None and launch == machine.launch
+    devices |= dict.fromkeys(leaving, (DeviceState.LEAVING, _KEPT if kept else None))
+    closing = (devid for devid, device in leaving.items() if device.state == CLOSING)
+    closed = () if held or domain.foreign else tuple(sorted(closing))
+    return Plan(launch, _status(state, machine, devices, error), closed)
 
 
 def _choose(  # noqa: PLR0911 - one return a row reads best
@@ -185,14 +217,9 @@ def _choose(  # noqa: PLR0911 - one return a row reads best
     devices: Mapping[int, tuple[DeviceState, str | None]],
 ) -> tuple[Launch | None, DomainState, str | None]:
     wanted = Launch(domain.domid, domain.name, domain.uuid, domain.wanted_role, drives.arguments)
-    broken = any(state is DeviceState.ERROR for state, _ in devices.values())
     if running:
-        at = DomainState.RUNNING if machine.phase is Phase.RUNNING else DomainState.LAUNCHING
-        if broken or domain.role_error or running.drives == wanted.drives:
-            return running, at, domain.role_error or machine.error or domain.foreign
-        if domain.foreign or not domain.managed or not policy.restart:
-            return running, DomainState.OUTDATED, domain.foreign or _OUTDATED
-        return wanted, DomainState.LAUNCHING, None
+        broken = any(state is DeviceState.ERROR for state, _ in devices.values())
+        return _choose_running(domain, machine, policy, running, wanted, settled=not broken)
     if machine.phase is Phase.ENDING or machine.may_hold_guest:
         return None, DomainState.ENDING, None
     if domain.role_error:
@@ -208,11 +235,32 @@ def _choose(  # noqa: PLR0911 - one return a row reads best
     return wanted, DomainState.LAUNCHING, None
 
 
+def _choose_running(
+    domain: Domain,
+    machine: Machine,
+    policy: Policy,
+    running: Launch,
+    wanted: Launch,
+    *,
+    settled: bool,
+) -> tuple[Launch | None, DomainState, str | None]:
+    """Choose for a QEMU that may run a guest; ``settled`` when all of its disks can be read."""
+    if not settled or domain.role_error or running.drives == wanted.drives:
+        at = DomainState.RUNNING if machine.phase is Phase.RUNNING else DomainState.LAUNCHING
+        return running, at, domain.role_error or machine.error or domain.foreign
+    if not wanted.drives:  # of its disks none is left, though the guest has others
+        return None, DomainState.ENDING, None
+    if domain.foreign or not domain.managed or not policy.restart:
+        return running, DomainState.OUTDATED, domain.foreign or _OUTDATED
+    return wanted, DomainState.LAUNCHING, None
+
+
 _OUTDATED = "QEMU runs with other drives than the nodes describe; restart the domain to change them"
 _BYPASSED = (
     "the guest's PV driver has connected (backend state 4) and writes past the quorum: start the guest "
     "with xen_emul_unplug=never"
 )
+_KEPT = "QEMU still has it, and is not restarted without it: restart the domain"
 _GONE = (
     "its device model, pid {pid}, died; a device model can't be replaced under its guest: restart "
     "the domain, or set qemu.restart"

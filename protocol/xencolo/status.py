@@ -59,6 +59,7 @@ class DeviceState(StrEnum):
     BYPASSED = "bypassed"
     SKIPPED = "skipped"
     ERROR = "error"
+    LEAVING = "leaving"
 
 
 #: The states in which a QEMU is up.
@@ -102,6 +103,8 @@ STATE_MEANINGS: Mapping[StrEnum, str] = {
     "replicated; `error` says what to do",
     DeviceState.SKIPPED: "its nodes are right and QEMU does not emulate it; `error` says why",
     DeviceState.ERROR: "it could not be read or can't be given to QEMU; `error` says why",
+    DeviceState.LEAVING: "it is being removed and its backend is closed once QEMU has let go of it; "
+    "`error` says why QEMU does not",
 }
 
 
@@ -207,7 +210,7 @@ STATUS_NODES = (
         f"/libxl/$DOMID/colo/device/$DEVID/{ERROR}",
         "STRING",
         "xencolod",
-        "What is wrong with it, or why it is skipped; absent when all is well.",
+        "What is wrong with it, why it is skipped or does not leave; absent when all is well.",
     ),
     StatusNode(
         "~/error/backend/qdisk/$DOMID/$DEVID/error",
@@ -227,6 +230,13 @@ STATUS_NODES = (
         '("running")',
         "xencolod or libxl",
         "How the device model is; absent while there is none.",
+    ),
+    StatusNode(
+        "~/xencolod",
+        "STRING",
+        "xencolod",
+        "Version of the xencolod that first saw this store (~ is the domain that it runs in). A store "
+        "without it has lost what it held: no QEMU is ended for what is absent in it.",
     ),
     StatusNode(
         "/libxl/$DOMID/dm-version",

@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -28,6 +29,7 @@ DEADLINE = 15.0
 
 #: Devids, from Xen's xen-vbd-interface(7).
 XVDA, XVDB, SDA, SDB, HDC = 51712, 51728, 2048, 2064, 5632
+_XENCOLO = [sys.executable, "-c", "from xencolod.cli import main; main()"]
 _DAEMON = [sys.executable, "-c", "from xencolod.cli import daemon_main; daemon_main()"]
 
 
@@ -229,14 +231,18 @@ class Store:
 
 
 class Foreign:
-    """A process that looks like the device model that somebody else runs."""
+    """A process that somebody else runs; it waits on its standard input."""
 
-    def __init__(self, name: str) -> None:
-        # argv[0] is a name of one's own choosing; cat waits on its standard input.
+    def __init__(self, *argv: str, program: str | None = None) -> None:
         self._process = subprocess.Popen(
-            [name], executable=shutil.which("cat"), stdin=subprocess.PIPE
+            argv, executable=shutil.which(program or argv[0]), stdin=subprocess.PIPE
         )
         self.pid = self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it goes on."""
+        return self._process.poll() is None
 
     def end(self) -> None:
         """End it."""
@@ -261,6 +267,7 @@ class Host:
         self._store: Store | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._ended: list[Foreign] = []
+        self._gate: FileIO | None = None
         self.environment: dict[str, str] = {}
         self.configure()
 
@@ -502,10 +509,77 @@ class Host:
         return self.runtime / f"{domid}-{nonce}.qmp"
 
     def foreign(self, name: str) -> Foreign:
-        """Start a process with this argv[0]."""
-        process = Foreign(name)
+        """Start a process with this argv[0], a name of one's own choosing: cat, in truth."""
+        return self._theirs(Foreign(name, program="cat"))
+
+    def foreign_qemu(self, domid: int) -> Foreign:
+        """Start a QEMU that is not xencolod's, and say that it is the domain's device model."""
+        options = ("-machine", "none", "-nodefaults", "-display", "none", "-S")
+        theirs = self._theirs(Foreign("qemu-system-x86_64", *options))
+        self.store.write(f"/local/domain/{domid}/image/device-model-pid", str(theirs.pid))
+        self.store.write(f"/local/domain/0/device-model/{domid}/state", "running")
+        return theirs
+
+    def _theirs(self, process: Foreign) -> Foreign:
         self._ended.append(process)
         return process
+
+    def program(self, *lines: str) -> str:
+        """Write a shell script to be taken for QEMU; return its path."""
+        path = self.directory / "qemu"
+        path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+        path.chmod(0o755)
+        return str(path)
+
+    def gated_qemu(self) -> str:
+        """Return a QEMU that does not get as far as its pid file before :meth:`open_gate`."""
+        os.mkfifo(self.directory / "gate")
+        wait = f"read -r _ < {self.directory}/gate"  # the shell's own: no child looks like a QEMU
+        return self.program(wait, 'exec qemu-system-x86_64 "$@"')
+
+    def open_gate(self) -> None:
+        """Let every :meth:`gated_qemu` go on, a line for each; those to come too."""
+        self._gate = (self.directory / "gate").open("r+b", buffering=0)
+        self._gate.write(b"\n" * 100)
+
+    def published(self, domid: int) -> int:
+        """Wait until the domain has one QEMU and all nodes say that it runs; return its pid."""
+
+        def look() -> int | None:
+            read, pids = self.store.read, self.qemus(domid)
+            said = {
+                read(f"/libxl/{domid}/colo/qemu-pid"),
+                read(f"/local/domain/{domid}/image/device-model-pid"),
+            }
+            states = {
+                read(f"/libxl/{domid}/colo/state"),
+                read(f"/local/domain/0/device-model/{domid}/state"),
+            }
+            right = said == {str(pid) for pid in pids} and states == {"running"}
+            return pids[0] if right else None
+
+        try:
+            return until(look, f"domain {domid} has one QEMU and says so") or 0
+        except AssertionError as error:
+            tail = "\n".join(map(str, self.events()[-12:]))
+            raise AssertionError(f"{error}\n{self.qemus(domid)}\n{tail}") from None
+
+    def calm(self, *domids: int) -> bool:
+        """Tell whether all these domains are said to run."""
+        return all(self.store.read(f"/libxl/{domid}/colo/state") == "running" for domid in domids)
+
+    def xencolo(self, *words: str) -> str:
+        """Run the operator's command; return what it printed."""
+        done = subprocess.run(
+            [*_XENCOLO, *words],
+            env=os.environ | {"XENSTORED_PATH": str(self.store.path)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=DEADLINE,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     # -- the end --------------------------------------------------------------------------------
 
@@ -519,6 +593,8 @@ class Host:
             end(pid)
         for process in self._ended:
             process.end()
+        if self._gate:
+            self._gate.close()
 
     def leave_store(self) -> None:
         """End the connection to xenstore; the next use opens another."""

@@ -1,9 +1,6 @@
 """The main job: nodes in; the right QEMU and the right nodes out."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,21 +8,6 @@ import pytest
 
 from tests.e2e.host import SDA, XVDB, Host, Images, argv_of, open_files, qmp, until
 from tests.rigs import start_oxenstored, start_xenstored
-
-_XENCOLO = [sys.executable, "-c", "from xencolod.cli import main; main()"]
-
-
-def xencolo(host: Host, *words: str) -> str:
-    """Run the operator's command; return what it printed."""
-    done = subprocess.run(
-        [*_XENCOLO, *words],
-        env=os.environ | {"XENSTORED_PATH": str(host.store.path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(params=["xenstored", "oxenstored", "embedded"])
@@ -71,7 +53,7 @@ class TestRoles:
             assert disk.image in files
             replicas = {disk.nodes.get("active-disk"), disk.nodes.get("hidden-disk")}
             assert replicas & files == (replicas if role == "secondary" else set())
-            wanted = json.loads(xencolo(host, "drives", str(domid), "--json"))
+            wanted = json.loads(host.xencolo("drives", str(domid), "--json"))
             argv = argv_of(pid)
             words = wanted if isinstance(wanted, list) else wanted["arguments"]
             at = argv.index(words[0])
@@ -202,7 +184,7 @@ class TestRoleChanges:
                 host.store.read("/libxl/5/colo/state") == "running"
             )
 
-        xencolo(host, "role", "5", "secondary")
+        host.xencolo("role", "5", "secondary")
         until(secondary, "domain 5 is secondary")
         assert host.qemu(5) != before
         assert max(counts) == 1
@@ -211,11 +193,11 @@ class TestRoleChanges:
         host.configure(qemu={"restart": False})
         host.start()
         _, pid = host.running(5)
-        xencolo(host, "role", "5", "secondary")
+        host.xencolo("role", "5", "secondary")
         host.state(5, "outdated")
         assert host.qemu(5) == pid
         assert host.store.read("/libxl/5/colo/role-in-force") == "primary"
-        xencolo(host, "role", "5", "primary")
+        host.xencolo("role", "5", "primary")
         host.state(5, "running")
 
     def test_rubbish_starts_nothing(self, host: Host) -> None:
@@ -226,7 +208,7 @@ class TestRoleChanges:
         host.state(5, "waiting")
         assert "xencolo role" in (host.store.read("/libxl/5/colo/error") or "")
         assert host.qemus() == []
-        xencolo(host, "role", "5", "primary")
+        host.xencolo("role", "5", "primary")
         host.state(5, "running")
 
     def test_rubbish_changes_nothing(self, host: Host) -> None:

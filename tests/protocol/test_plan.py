@@ -42,6 +42,10 @@ def device(disk: Disk) -> Device:
     return Device(DevicePaths(5, disk.devid), disk, disk.colo_enable)
 
 
+def leaving(disk: Disk, state: int = 5) -> Device:
+    return device(disk)._replace(online=False, state=state)
+
+
 def broken(devid: int, *, is_colo: bool = False) -> Device:
     paths = DevicePaths(5, devid)
     return Device(paths, None, is_colo, (MissingNode(paths.libxl, "mode"),))
@@ -53,6 +57,7 @@ HAS_AB = {**HAS_A, **HAS_B}
 DOMAIN = Domain(5, True, "guest", UUID, None, None, None, None, HAS_A)
 
 RESTART, KEEP = Policy(restart=True), Policy(restart=False)
+CLOSES = (RESTART._replace(closes=True), KEEP._replace(closes=True))
 
 
 def launch_of(
@@ -88,6 +93,7 @@ class Row(NamedTuple):
     error: str | None = None
     policies: tuple[Policy, ...] = (RESTART, KEEP)
     missing: Mapping[int, str] = {}
+    closed: tuple[int, ...] = ()
 
 
 NO_ROLE = DOMAIN._replace(role_error="Wrong xenstore node role")
@@ -102,6 +108,16 @@ A_BROKEN = DOMAIN._replace(devices={A: broken(A, is_colo=True), **HAS_B})
 B_BROKEN = DOMAIN._replace(devices={**HAS_A, B: broken(B)})
 ALL_BROKEN = DOMAIN._replace(devices={A: broken(A, is_colo=True)})
 SECONDARY = DOMAIN._replace(role=Role.SECONDARY)
+A_LEAVES = DOMAIN._replace(devices={A: leaving(DISK_A)})
+B_LEAVES = DOMAIN._replace(devices={**HAS_A, B: leaving(DISK_B)})
+B_CLOSED = DOMAIN._replace(devices={**HAS_A, B: leaving(DISK_B, state=6)})
+FAR_STAYS = DOMAIN._replace(devices={A: leaving(DISK_A), FAR: device(DISK_FAR)})
+FAR_LEAVES = DOMAIN._replace(devices={**HAS_A, FAR: leaving(DISK_FAR)})
+BROKEN_STAYS = DOMAIN._replace(devices={A: leaving(DISK_A), B: broken(B)})
+BROKEN_LEAVES = DOMAIN._replace(
+    devices={**HAS_A, B: broken(B)._replace(online=False, state=5)},
+)
+OFFLINE = DOMAIN._replace(devices={A: leaving(DISK_A, state=4)})
 NO_IMAGE = {A: "the image /srv/a.img does not exist"}
 FAILED = Machine(Phase.FAILED, WITH_A, None, "exit status 1")
 
@@ -206,6 +222,56 @@ ROWS = {
         DEAD._replace(devices=HAS_AB), FAILED, None, S.FAILED, "pid 99, died", (KEEP,)
     ),
     "failed, gone": Row(GONE, FAILED, None, S.ENDING),
+    # a disk that leaves: on Xen its own backend closes it, elsewhere the daemon once QEMU has let go
+    "leaving, on Xen": Row(A_LEAVES, running(WITH_A), WITH_A, S.RUNNING),
+    "leaving, no QEMU, on Xen": Row(A_LEAVES, NONE, WITH_A, S.LAUNCHING),
+    "leaving, no QEMU": Row(A_LEAVES, NONE, None, S.WAITING, "no disk", CLOSES, closed=(A,)),
+    "leaving, failed": Row(A_LEAVES, FAILED, None, S.WAITING, "no disk", CLOSES, closed=(A,)),
+    "leaving, starting": Row(A_LEAVES, STARTING, None, S.WAITING, "no disk", CLOSES),
+    "leaving, adopted": Row(A_LEAVES, ADOPTED, None, S.ENDING, None, CLOSES),
+    "leaving, running": Row(A_LEAVES, running(WITH_A), None, S.ENDING, None, CLOSES),
+    "leaving, ending": Row(A_LEAVES, ENDING, None, S.ENDING, None, CLOSES),
+    "leaving, gone": Row(A_LEAVES._replace(exists=False), NONE, None, None, None, CLOSES),
+    "leaving, foreign": Row(
+        A_LEAVES._replace(foreign="libxl runs it"), NONE, None, S.FOREIGN, "libxl", CLOSES
+    ),
+    "leaving, none of ours": Row(
+        DOMAIN._replace(devices={B: leaving(DISK_B)}), NONE, None, None, None, CLOSES
+    ),
+    "offline and not asked to close": Row(
+        OFFLINE, running(WITH_A), WITH_A, S.RUNNING, None, CLOSES
+    ),
+    "one of two leaves, replaced": Row(
+        B_LEAVES, running(WITH_AB), WITH_A, S.LAUNCHING, None, CLOSES[:1]
+    ),
+    "one of two leaves, kept": Row(
+        B_LEAVES, running(WITH_AB), WITH_AB, S.OUTDATED, "other drives", CLOSES[1:]
+    ),
+    "one of two leaves, ending": Row(
+        B_LEAVES, Machine(Phase.ENDING, WITH_AB, 4711), None, S.ENDING, None, CLOSES
+    ),
+    "one of two leaves, starting": Row(
+        B_LEAVES, Machine(Phase.STARTING, WITH_AB), WITH_A, S.LAUNCHING, None, CLOSES
+    ),
+    "one of two leaves, starting without": Row(
+        B_LEAVES, STARTING, WITH_A, S.LAUNCHING, None, CLOSES, closed=(B,)
+    ),
+    "one of two leaves, running without": Row(
+        B_LEAVES, running(WITH_A), WITH_A, S.RUNNING, None, CLOSES, closed=(B,)
+    ),
+    "one of two has left": Row(B_CLOSED, running(WITH_A), WITH_A, S.RUNNING, None, CLOSES),
+    "one that QEMU never had leaves": Row(
+        FAR_LEAVES, running(WITH_A), WITH_A, S.RUNNING, None, CLOSES, closed=(FAR,)
+    ),
+    "one that can't be read leaves": Row(
+        BROKEN_LEAVES, running(WITH_A), WITH_A, S.RUNNING, None, CLOSES, closed=(B,)
+    ),
+    "the last that QEMU has leaves": Row(FAR_STAYS, running(WITH_A), None, S.ENDING, None, CLOSES),
+    "a broken one stays": Row(BROKEN_STAYS, running(WITH_A), WITH_A, S.RUNNING, None, CLOSES),
+    # a guest with other disks, of which QEMU can have none
+    "running, only its own disk has gone": Row(
+        DOMAIN._replace(devices={FAR: device(DISK_FAR)}), running(WITH_A), None, S.ENDING
+    ),
 }
 
 CASES = [
@@ -220,6 +286,7 @@ def test_each_decision(row: Row, policy: Policy) -> None:
     decided = plan(row.domain, row.machine, policy, row.missing)
     assert decided.launch == row.launch
     assert (decided.status and decided.status.state) == row.state
+    assert decided.closed == row.closed
     said = decided.status and decided.status.error
     if row.error is None:
         assert said is None
@@ -277,6 +344,16 @@ def test_each_disk_has_its_state_and_reason() -> None:
     assert words[832] == "the image /srv/h.img does not exist"
 
 
+def test_a_disk_that_leaves_says_whether_it_is_held_up() -> None:
+    for policy, error in zip(CLOSES, (None, "restart the domain"), strict=True):
+        status = plan(B_LEAVES, running(WITH_AB), policy, {}).status
+        assert status
+        assert status.devices[A] == (DeviceState.READY, None)
+        state, said = status.devices[B]
+        assert state is DeviceState.LEAVING
+        assert (error in said) if error and said else said is error
+
+
 def test_two_errors_of_a_disk_are_both_said() -> None:
     paths = DevicePaths(5, A)
     errors = (MissingNode(paths.libxl, "mode"), MissingNode(paths.libxl, "dev"))
@@ -309,8 +386,8 @@ def test_who_is_managed(domain: Domain, managed: bool) -> None:
 DEVICES = st.fixed_dictionaries(
     {},
     optional={
-        A: st.sampled_from([device(DISK_A), broken(A), broken(A, is_colo=True)]),
-        B: st.sampled_from([device(DISK_B), broken(B)]),
+        A: st.sampled_from([device(DISK_A), leaving(DISK_A), broken(A), broken(A, is_colo=True)]),
+        B: st.sampled_from([device(DISK_B), leaving(DISK_B), leaving(DISK_B, 6), broken(B)]),
         CD: st.just(device(DISK_NEVER)),
         FAR: st.just(device(DISK_FAR)),
     },
@@ -335,8 +412,19 @@ MACHINES = st.one_of(
     st.builds(Machine, st.just(Phase.ENDING), LAUNCHES, st.just(4711)),
     st.builds(Machine, st.just(Phase.FAILED), LAUNCHES, st.none(), st.just("exit status 1")),
 )
-POLICIES = st.builds(Policy, st.booleans(), st.sampled_from(Form))
+POLICIES = st.builds(Policy, st.booleans(), st.sampled_from(Form), st.booleans())
 MISSING = st.dictionaries(st.sampled_from([A, B]), st.just("no such image"), max_size=2)
+
+
+def none_left(domain: Domain, launch: Launch, policy: Policy, missing: Mapping[int, str]) -> bool:
+    """Whether all of QEMU's disks have gone or leave; one that broke has not gone."""
+    staying = policy.staying(domain)
+    drives = drives_of(domain, policy, missing)
+    broken_ones = (
+        any(d.errors for d in staying.values()) or drives.errors or missing.keys() & staying
+    )
+    spared = broken_ones or domain.role_error or launch.drives == drives.arguments
+    return not staying or not (drives.arguments or spared)
 
 
 def another(domain: Domain, launch: Launch) -> bool:
@@ -351,7 +439,11 @@ def test_a_running_qemu_is_ended_only_with_its_domain_or_its_last_disk(
     decided = plan(domain, machine, policy, missing)
     if not machine.may_hold_guest or not machine.launch:
         return
-    over = not domain.exists or not domain.devices or another(domain, machine.launch)
+    over = (
+        not domain.exists
+        or another(domain, machine.launch)
+        or none_left(domain, machine.launch, policy, missing)
+    )
     assert (decided.launch is None) == over
     if over:
         assert decided.status
@@ -372,6 +464,22 @@ def test_a_running_qemu_is_replaced_only_where_that_is_allowed_and_all_is_well(
     assert not domain.role_error
     assert decided.status
     assert DeviceState.ERROR not in {state for state, _ in decided.status.devices.values()}
+
+
+@settings(derandomize=True, deadline=None)
+@given(DOMAINS, MACHINES, POLICIES, MISSING)
+def test_a_backend_is_closed_only_when_qemu_has_let_go_of_the_disk(
+    domain: Domain, machine: Machine, policy: Policy, missing: dict[int, str]
+) -> None:
+    held = " ".join(machine.launch.drives) if machine.alive and machine.launch else ""
+    for devid in plan(domain, machine, policy, missing).closed:
+        leaver = domain.devices[devid]
+        assert policy.closes
+        assert not domain.foreign
+        assert leaver.leaving
+        image = leaver.disk and leaver.disk.pdev_path
+        assert image
+        assert image not in held
 
 
 @settings(derandomize=True, deadline=None)
