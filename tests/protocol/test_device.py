@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from xencolo.device import ANSWERS, Device, device_from_answers, read_requests
@@ -450,7 +450,6 @@ BOTH = st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=6).map(
 )
 
 
-@settings(derandomize=True, deadline=None)
 @given(st.sampled_from([PLAIN, COLO, CDROM]), SPOILED | BOTH)
 def test_any_bytes_in_any_node_are_a_device_or_its_errors(disk: Disk, changes: Changes) -> None:
     nodes = Nodes(disk).changed(changes)

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from xencolo.disk import Backend, Disk, Format, Role
@@ -372,7 +372,6 @@ def test_exports_do_not_matter_without_a_role() -> None:
     st.sampled_from(Form),
     st.lists(st.booleans(), min_size=9, max_size=9),
 )
-@settings(derandomize=True)
 def test_every_disk_is_given_or_its_absence_is_stated(
     vdevs: list[str], role: Role, form: Form, with_colo: list[bool]
 ) -> None:

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from xencolo.errors import PathError, VdevError
@@ -120,7 +120,6 @@ DISKS = st.one_of(
 
 
 @given(DISKS)
-@settings(derandomize=True)
 def test_every_disk_has_one_number(disk: VirtualDisk) -> None:
     letters = ""
     number = disk.number
@@ -134,7 +133,6 @@ def test_every_disk_has_one_number(disk: VirtualDisk) -> None:
 
 
 @given(st.integers(0, DEVID_MAX))
-@settings(derandomize=True)
 def test_every_number_with_a_name_is_that_names(devid: int) -> None:
     try:
         vdev = devid_to_vdev(devid)
@@ -166,7 +164,6 @@ def test_paths_are_xens() -> None:
         st.sampled_from(KINDS),
     )
 )
-@settings(derandomize=True)
 def test_a_backend_path_comes_back(paths: DevicePaths) -> None:
     assert parse_backend(paths.backend) == paths
     assert hint(paths.backend) == Hint(paths.domid, paths.devid)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from xencolo.device import Device
@@ -343,7 +343,6 @@ def another(domain: Domain, launch: Launch) -> bool:
     return bool(domain.uuid and launch.uuid and domain.uuid != launch.uuid)
 
 
-@settings(derandomize=True, deadline=None)
 @given(DOMAINS, MACHINES, POLICIES, MISSING)
 def test_a_running_qemu_is_ended_only_with_its_domain_or_its_last_disk(
     domain: Domain, machine: Machine, policy: Policy, missing: dict[int, str]
@@ -358,7 +357,6 @@ def test_a_running_qemu_is_ended_only_with_its_domain_or_its_last_disk(
         assert decided.status.state is S.ENDING
 
 
-@settings(derandomize=True, deadline=None)
 @given(DOMAINS, MACHINES, POLICIES, MISSING)
 def test_a_running_qemu_is_replaced_only_where_that_is_allowed_and_all_is_well(
     domain: Domain, machine: Machine, policy: Policy, missing: dict[int, str]
@@ -374,7 +372,6 @@ def test_a_running_qemu_is_replaced_only_where_that_is_allowed_and_all_is_well(
     assert DeviceState.ERROR not in {state for state, _ in decided.status.devices.values()}
 
 
-@settings(derandomize=True, deadline=None)
 @given(DOMAINS, MACHINES, POLICIES, MISSING)
 def test_no_qemu_is_started_beside_another_ones(
     domain: Domain, machine: Machine, policy: Policy, missing: dict[int, str]
@@ -385,7 +382,6 @@ def test_no_qemu_is_started_beside_another_ones(
         assert decided.launch == machine.launch
 
 
-@settings(derandomize=True, deadline=None)
 @given(DOMAINS, MACHINES, POLICIES, MISSING)
 def test_nothing_is_started_under_a_guest_whose_device_model_died(
     domain: Domain, machine: Machine, policy: Policy, missing: dict[int, str]
@@ -395,7 +391,6 @@ def test_nothing_is_started_under_a_guest_whose_device_model_died(
         assert decided.launch is None
 
 
-@settings(derandomize=True, deadline=None)
 @given(DOMAINS, POLICIES, st.sampled_from([A, B]))
 def test_a_disk_that_breaks_changes_nothing_of_a_running_qemu(
     domain: Domain, policy: Policy, devid: int
@@ -407,7 +402,6 @@ def test_a_disk_that_breaks_changes_nothing_of_a_running_qemu(
     assert plan(whole, machine, policy, {devid: "no such image"}).launch == machine.launch
 
 
-@settings(derandomize=True, deadline=None)
 @given(DOMAINS, MACHINES, POLICIES, MISSING)
 def test_what_is_launched_is_what_the_nodes_describe(
     domain: Domain, machine: Machine, policy: Policy, missing: dict[int, str]
@@ -418,7 +412,6 @@ def test_what_is_launched_is_what_the_nodes_describe(
         assert decided.launch.drives
 
 
-@settings(derandomize=True, deadline=None)
 @given(DOMAINS, MACHINES, POLICIES, MISSING)
 def test_two_calls_are_one_and_the_order_of_the_disks_is_no_matter(
     domain: Domain, machine: Machine, policy: Policy, missing: dict[int, str]
@@ -453,7 +446,6 @@ def settled(domain: Domain, machine: Machine, policy: Policy, missing: dict[int,
     raise AssertionError(f"still not settled: {machine}")
 
 
-@settings(derandomize=True, deadline=None)
 @given(DOMAINS, MACHINES, POLICIES, MISSING)
 def test_it_settles(
     domain: Domain, machine: Machine, policy: Policy, missing: dict[int, str]
