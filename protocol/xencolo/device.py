@@ -20,6 +20,7 @@ from xencolo.errors import (
     StoreError,
     UntrustedNode,
     VdevError,
+    WireError,
     WrongNode,
 )
 from xencolo.nodes import BACKEND_NODES, LIBXL_NODES, Fields, Need, Node
@@ -135,11 +136,28 @@ def device_from_answers(
 
 def _distrust(
     permissions: Mapping[str, bytes | None], trusted: frozenset[int]
-) -> Iterator[UntrustedNode]:
+) -> Iterator[NodeError]:
     for path, payload in permissions.items():
-        if payload is not None and not _trustworthy(payload, trusted):
-            shown = ",".join(map(str, parse_permissions(payload)))
-            yield UntrustedNode(path, shown)
+        try:
+            check_trust(path, payload, trusted)
+        except NodeError as error:
+            yield error
+
+
+def check_trust(path: str, permissions: bytes | None, trusted: frozenset[int]) -> None:
+    """Check that only trusted domains could have written a node.
+
+    :param permissions: the answer to ``GET_PERMS``; None where the node is absent, which is no matter.
+    :raises UntrustedNode: another domain could have.
+    :raises WrongNode: nobody can tell, the answer is no list of permissions.
+    """
+    try:
+        trustworthy = permissions is None or _trustworthy(permissions, trusted)
+    except WireError as error:
+        directory, _, node = path.rpartition("/")
+        raise WrongNode(directory, node, str(error)) from None
+    if permissions is not None and not trustworthy:
+        raise UntrustedNode(path, ",".join(map(str, parse_permissions(permissions))))
 
 
 @lru_cache(maxsize=1024)

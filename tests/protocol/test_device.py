@@ -86,7 +86,8 @@ class Nodes:
             return StoreError(errno.ENOENT, Op(op).name, path)
         if op == Op.READ:
             return self.values[path]
-        return self.permissions.get(path) or self.permissions[path.rpartition("/")[0]]
+        inherited = self.permissions.get(path.rpartition("/")[0], b"")
+        return self.permissions.get(path, inherited)
 
     def device(self, trusted: frozenset[int] = TRUSTED) -> Device | None:
         return device_from_answers(self.paths, self.answers(), trusted)
@@ -380,6 +381,18 @@ def test_what_another_domain_could_have_written_is_refused(short: str, payload: 
     # A directory's children have its permissions, unless they have their own.
     assert own in errors_of(device)
     assert {kind for kind, _ in errors_of(device)} == {"untrusted"}
+
+
+@pytest.mark.parametrize("payload", [b"", b"\0", b"x5\0", b"n0\0\xff\0", b"n123456\0", b"n" * 4096])
+@pytest.mark.parametrize("short", GUARDED)
+def test_permissions_that_are_none_are_the_error_of_that_node(short: str, payload: bytes) -> None:
+    nodes = Nodes(COLO)
+    nodes.permissions = dict.fromkeys(nodes.values, b"n0\x00") | {place(short): payload}
+    device = nodes.device()
+    assert errors_of(device) == [("wrong", place(short))]
+    assert device
+    assert "not a list like n0, r5" in str(device.errors[0])
+    assert len(str(device.errors[0])) < 600
 
 
 @pytest.mark.parametrize("payload", HARMLESS, ids=repr)

@@ -18,7 +18,9 @@ from xencolo.paths import (
     domain_path,
     hint,
     libxl_domain_path,
+    numbers,
     parse_backend,
+    parse_devid,
     parse_domid,
     parse_vdev,
     vdev_to_devid,
@@ -195,6 +197,12 @@ def test_what_is_no_backend_path(path: str) -> None:
 def test_what_is_no_domid(text: str) -> None:
     with pytest.raises(PathError, match="domid"):
         parse_domid(text)
+
+
+def test_numbers_among_names() -> None:
+    names = ["7", "10", "00", "7", "\u00b2", "\ufffd", "", "x", "-1", "9" * 30, "32752"]
+    assert numbers(names, parse_domid) == [7, 10]
+    assert numbers(names, parse_devid) == [7, 10, 32752]
 
 
 def test_domids() -> None:
