@@ -118,14 +118,18 @@ def device_from_answers(
     ]
     is_colo = any(d[name] is not None for d in (told, served) for name in COLO_FIELDS.values())
     fields: dict[str, Any] = {}
+    sources: dict[str, str] = {}
     for node in _DESCRIPTION:
         try:
-            fields |= _field(node, paths, told, served, is_colo=is_colo)
+            said = _field(node, paths, told, served, is_colo=is_colo)
         except NodeError as error:
             errors.append(error)
+        else:
+            fields |= said
+            sources |= dict.fromkeys(said, node.name)
     return Device(
         paths,
-        None if errors else _disk(fields, paths, errors, is_colo=is_colo),
+        None if errors else _disk(fields, sources, paths, errors, is_colo=is_colo),
         is_colo,
         tuple(errors),
         _state(live["state"]),
@@ -222,8 +226,14 @@ def _shown(value: bytes) -> str:
 
 
 def _disk(
-    fields: dict[str, Any], paths: DevicePaths, errors: list[NodeError], *, is_colo: bool
+    fields: dict[str, Any],
+    sources: Mapping[str, str],
+    paths: DevicePaths,
+    errors: list[NodeError],
+    *,
+    is_colo: bool,
 ) -> Disk | None:
+    """Return the disk; fields that don't go together are the error of the node that said one of them."""
     if "format" not in fields and not fields["is_cdrom"]:
         errors.append(MissingNode(paths.libxl, "params"))
         return None
@@ -231,8 +241,8 @@ def _disk(
     disk = Disk(backend_domid=paths.backend_domid, colo_enable=is_colo, **fields)
     try:
         disk.check()
-    except (DiskError, VdevError) as error:
-        errors.append(WrongNode(paths.libxl, "params", str(error)))
+    except DiskError as error:
+        errors.append(WrongNode(paths.libxl, sources[error.field], str(error)))
         return None
     return disk
 

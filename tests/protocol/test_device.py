@@ -355,13 +355,26 @@ def test_backend_and_copy_must_say_the_same(name: str, value: bytes) -> None:
     assert error == (kind, place(f"{side}/{name}"))
 
 
-def test_three_files_of_a_colo_disk_are_three() -> None:
-    same = {f"{side}/hidden-disk": b"/srv/active.qcow2" for side in ("LX", "BE")}
-    device = Nodes(COLO).changed(same).device()
+#: Values that can be, each for itself, and don't go together: the node that is named, and the words.
+TOGETHER = {
+    "hidden is active": ({"hidden-disk": b"/srv/active.qcow2"}, "hidden-disk", "three files"),
+    "hidden is the target": ({"hidden-disk": b"/srv/a.img"}, "hidden-disk", "three files"),
+    "active is the target": ({"active-disk": b"/srv/a.img"}, "active-disk", "three files"),
+    "a script": ({"script": b"block-nbd"}, "script", "which has no script"),
+    "virtio": ({"specification": b"virtio"}, "specification", "specification=xen"),
+    "empty and no cdrom": ({"params": b"aio:"}, "params", "empty but no cdrom"),
+}
+
+
+@pytest.mark.parametrize(("values", "node", "words"), TOGETHER.values(), ids=TOGETHER)
+def test_what_does_not_go_together_is_the_error_of_the_node_to_change(
+    values: Changes, node: str, words: str
+) -> None:
+    both = {f"{side}/{name}": value for name, value in values.items() for side in ("LX", "BE")}
+    device = Nodes(COLO).changed(both).device()
+    assert errors_of(device) == expected(("wrong", f"LX/{node}"))
     assert device
-    assert device.disk is None
-    assert [error.kind for error in device.errors] == ["wrong"]
-    assert "must be three files" in str(device.errors[0])
+    assert words in str(device.errors[0])
 
 
 # -- who could have written it ------------------------------------------------------------------
