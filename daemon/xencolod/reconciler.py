@@ -243,7 +243,7 @@ class Reconciler:
         launch = known.supervisor.machine.launch if known else None
         if not known or not launch or known.supervisor.machine.phase is not Phase.RUNNING:
             return False
-        return launch.drives == drives_of(view, policy, {}).arguments
+        return launch.drives == drives_of(view, policy, {}, launch).arguments
 
     # -- one domain ------------------------------------------------------------------------------
 

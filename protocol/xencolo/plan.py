@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from xencolo.device import Device
 from xencolo.disk import Role
-from xencolo.drives import DomainDrives, Form, domain_drives
+from xencolo.drives import DomainDrives, Form, domain_drives, form_of
 from xencolo.status import DeviceState, DomainState, DomainStatus
 
 
@@ -131,9 +131,19 @@ def device_states(
     return states
 
 
-def drives_of(domain: Domain, policy: Policy, missing: Mapping[int, str]) -> DomainDrives:
-    """Return the drives of the domain's role, without the disks whose images can't be opened."""
+def drives_of(
+    domain: Domain, policy: Policy, missing: Mapping[int, str], running: Launch | None = None
+) -> DomainDrives:
+    """Return the drives of the domain's role, without the disks whose images can't be opened.
+
+    :param running: a QEMU that has just these drives, written in another form, has what it should:
+        then they are returned as it has them.
+    """
     disks = [d.disk for devid, d in domain.devices.items() if d.disk and devid not in missing]
+    if running and (form := form_of(running.drives)) is not policy.form:
+        as_it_runs = domain_drives(disks, domain.wanted_role, form)
+        if as_it_runs.arguments == running.drives:
+            return as_it_runs
     return domain_drives(disks, domain.wanted_role, policy.form)
 
 
@@ -141,9 +151,10 @@ def plan(domain: Domain, machine: Machine, policy: Policy, missing: Mapping[int,
     """Return what to do for one domain and what to publish of it.
 
     A running QEMU is ended only when its domain or the last of its disks has gone, or when another
-    domain has taken the domid; with :attr:`Policy.restart` it is replaced when its drives changed. A
-    disk that became unreadable never ends or replaces it. A QEMU that has not greeted yet runs no
-    guest: it follows every change, so that no disk added meanwhile is left out.
+    domain has taken the domid; with :attr:`Policy.restart` it is replaced when its drives changed, and
+    not when only the form did in which they are written. A disk that became unreadable never ends or
+    replaces it. A QEMU that has not greeted yet runs no guest: it follows every change, so that no disk
+    added meanwhile is left out.
     """
     running = machine.launch if machine.may_hold_guest else None
     if running and running.uuid and domain.uuid and running.uuid != domain.uuid:
@@ -156,7 +167,7 @@ def plan(domain: Domain, machine: Machine, policy: Policy, missing: Mapping[int,
             None if machine.phase is Phase.ABSENT else _status(DomainState.ENDING, machine, {}),
         )
 
-    drives = drives_of(domain, policy, missing)
+    drives = drives_of(domain, policy, missing, running)
     devices = device_states(domain, drives, missing)
     launch, state, error = _choose(domain, machine, policy, running, drives, devices)
     return Plan(launch, _status(state, machine, devices, error))

@@ -70,6 +70,7 @@ def running(launch: Launch, error: str | None = None) -> Machine:
 WITH_A = launch_of(DOMAIN)
 WITH_AB = launch_of(DOMAIN._replace(devices=HAS_AB))
 WITH_B = launch_of(DOMAIN._replace(devices=HAS_B))
+AS_TEXT = launch_of(DOMAIN, policy=RESTART._replace(form=Form.TEXT_2016))
 ADOPTED = Machine(Phase.STARTING, WITH_A, 4711)
 STARTING = Machine(Phase.STARTING, WITH_A)
 ENDING = Machine(Phase.ENDING, WITH_A, 4711)
@@ -170,6 +171,19 @@ ROWS = {
     "running, another role, replaced": Row(
         SECONDARY, running(WITH_A), launch_of(SECONDARY), S.LAUNCHING, None, (RESTART,)
     ),
+    # how drives are written has changed in the configuration
+    "running, in another form": Row(DOMAIN, running(AS_TEXT), AS_TEXT, S.RUNNING),
+    "adopted, in another form": Row(DOMAIN, ADOPTED._replace(launch=AS_TEXT), AS_TEXT, S.LAUNCHING),
+    "running, in another form, one more, kept": Row(
+        BOTH, running(AS_TEXT), AS_TEXT, S.OUTDATED, "other drives", (KEEP,)
+    ),
+    "running, in another form, one more, replaced": Row(
+        BOTH, running(AS_TEXT), WITH_AB, S.LAUNCHING, None, (RESTART,)
+    ),
+    "starting, in another form": Row(
+        DOMAIN, STARTING._replace(launch=AS_TEXT), WITH_A, S.LAUNCHING
+    ),
+    "failed, in another form": Row(DOMAIN, FAILED._replace(launch=AS_TEXT), WITH_A, S.LAUNCHING),
     "running, its disk is broken": Row(ALL_BROKEN, running(WITH_A), WITH_A, S.RUNNING),
     "running, a new disk is broken": Row(B_BROKEN, running(WITH_A), WITH_A, S.RUNNING),
     "running, its image is missing": Row(
@@ -275,6 +289,19 @@ def test_each_disk_has_its_state_and_reason() -> None:
     assert "read-only" in words[CD]
     assert "PV driver" in words[FAR]
     assert words[832] == "the image /srv/h.img does not exist"
+
+
+def test_what_only_one_form_has_room_for_is_as_the_running_qemu_has_it() -> None:
+    """sdi is a disk to the 2016 text's SCSI controller, and none to the other form's."""
+    ninth = msgspec.structs.replace(DISK_A, vdev="sdi")
+    domain = DOMAIN._replace(devices={ninth.devid: device(ninth)})
+    text = RESTART._replace(form=Form.TEXT_2016)
+    machine = running(launch_of(domain, policy=text))
+    for policy in (text, RESTART):
+        decided = plan(domain, machine, policy, {})
+        assert decided.launch == machine.launch
+        assert decided.status
+        assert decided.status.devices == {ninth.devid: (DeviceState.READY, None)}
 
 
 def test_two_errors_of_a_disk_are_both_said() -> None:
