@@ -249,7 +249,7 @@ class Reconciler:
 
     async def _settle(self, view: Domain, missing: Mapping[int, str]) -> None:
         known = self._known.get(view.domid)
-        if known is None and not view.devices and not view.managed:
+        if known is None and not (view.devices or view.managed or view.published):
             return
         known = known or await self._supervise(view.domid)
         decided = plan(view, known.supervisor.machine, self._policy(), missing)
@@ -283,7 +283,7 @@ class Reconciler:
         known.unsaid = True
         if decided.status and view.exists:
             await self._publisher.publish(view.domid, decided.status)
-        elif decided.status is None and (said or not view.devices):
+        elif decided.status is None and (said or view.published or not view.devices):
             await self._publisher.withdraw(view.domid)
         known.unsaid = False
 

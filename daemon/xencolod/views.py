@@ -22,7 +22,7 @@ from xencolo.paths import (
     parse_devid,
 )
 from xencolo.plan import Domain
-from xencolo.status import ROLE, parse_role
+from xencolo.status import ROLE, STATE, parse_role
 from xencolod.devices import read_devices
 from xencolod.xenstore import Answer, Client, absent_as_none, names_in
 
@@ -37,6 +37,7 @@ class _Nodes(NamedTuple):
     name: str
     vm: str
     role: str
+    state: str
     device_model_pid: str
     dm_version: str
 
@@ -48,6 +49,7 @@ class _Nodes(NamedTuple):
             f"{home}/name",
             f"{home}/vm",
             f"{colo_path(domid)}/{ROLE}",
+            f"{colo_path(domid)}/{STATE}",
             f"{home}/image/device-model-pid",
             f"{libxl}/dm-version",
         )
@@ -139,6 +141,7 @@ def _domain(
         foreign=foreign,
         gone_pid=gone,
         devices=devices,
+        published=values["state"] is not None,
     )
 
 

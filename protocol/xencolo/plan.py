@@ -24,6 +24,7 @@ class Domain(NamedTuple):
     :ivar foreign: who else runs its device model, in words; None if nobody.
     :ivar gone_pid: pid of a device model that ran for this domain and is dead.
     :ivar devices: its qdisk devices by devid.
+    :ivar published: whether a state of it stands in xenstore, an earlier xencolod's too.
     """
 
     domid: int
@@ -35,6 +36,7 @@ class Domain(NamedTuple):
     foreign: str | None
     gone_pid: int | None
     devices: Mapping[int, Device]
+    published: bool = False
 
     @property
     def managed(self) -> bool:
