@@ -21,7 +21,8 @@ from xencolod.views import missing_images, read_domains
 from xencolod.xenstore import Client, Watch, read
 
 #: What no watch tells of is looked at this often, in seconds: an image that was missing, the end of
-#: somebody else's device model. What could not be published is tried again then.
+#: somebody else's device model, the size of a domain's memory.
+#: What could not be published is tried again then.
 _RECHECK = 5.0
 #: A pass that xenstored failed, or that found its store empty, is repeated after this many seconds.
 _RETRY = 0.5
@@ -93,7 +94,8 @@ class Reconciler:
         return self._settings.config
 
     def _policy(self) -> Policy:
-        return Policy(self._config.qemu.restart, Form(self._config.qemu.form))
+        qemu = self._config.qemu
+        return Policy(qemu.restart, Form(qemu.form), qemu.memory)
 
     # -- events ----------------------------------------------------------------------------------
 
@@ -252,8 +254,10 @@ class Reconciler:
         if known is None and not (view.devices or view.managed or view.published):
             return
         known = known or await self._supervise(view.domid)
-        decided = plan(view, known.supervisor.machine, self._policy(), missing)
-        known.recheck = bool(missing) or (view.managed and view.foreign is not None)
+        policy = self._policy()
+        decided = plan(view, known.supervisor.machine, policy, missing)
+        unsized = not (policy.memory or view.memory)
+        known.recheck = bool(missing) or (view.managed and (unsized or view.foreign is not None))
         self._say(view, known, decided, missing)
         known.devices = view.devices
         known.supervisor.want(decided.launch)

@@ -40,6 +40,8 @@ class _Nodes(NamedTuple):
     state: str
     device_model_pid: str
     dm_version: str
+    static_max: str
+    videoram: str
 
     @classmethod
     def of(cls, domid: int) -> "_Nodes":
@@ -52,6 +54,8 @@ class _Nodes(NamedTuple):
             f"{colo_path(domid)}/{STATE}",
             f"{home}/image/device-model-pid",
             f"{libxl}/dm-version",
+            f"{home}/memory/static-max",
+            f"{home}/memory/videoram",
         )
 
 
@@ -141,6 +145,7 @@ def _domain(
         foreign=foreign,
         gone_pid=gone,
         devices=devices,
+        memory=_memory(values["static_max"], values["videoram"]),
         published=values["state"] is not None,
     )
 
@@ -166,7 +171,13 @@ def _role(
 
 
 def _number(value: bytes | None) -> int | None:
-    return int(value) if value and value.isdigit() and len(value) < 10 else None
+    return int(value) if value and value.isdigit() and len(value) <= 12 else None
+
+
+def _memory(static_max: bytes | None, videoram: bytes | None) -> int | None:
+    """Return what libxl gives QEMU as ``-m``, in MiB: the domain's memory without the video memory."""
+    kibibytes = (_number(static_max) or 0) - (_number(videoram) or 0)
+    return -(-kibibytes // 1024) if kibibytes > 0 else None
 
 
 def _device_model(

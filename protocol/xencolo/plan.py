@@ -24,6 +24,7 @@ class Domain(NamedTuple):
     :ivar foreign: who else runs its device model, in words; None if nobody.
     :ivar gone_pid: pid of a device model that ran for this domain and is dead.
     :ivar devices: its qdisk devices by devid.
+    :ivar memory: MiB that the toolstack gave it, None where no node says so.
     :ivar published: whether a state of it stands in xenstore, an earlier xencolod's too.
     """
 
@@ -36,6 +37,7 @@ class Domain(NamedTuple):
     foreign: str | None
     gone_pid: int | None
     devices: Mapping[int, Device]
+    memory: int | None = None
     published: bool = False
 
     @property
@@ -51,11 +53,15 @@ class Domain(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """A QEMU to run: for whom and with which drives."""
+    """A QEMU to run: for whom and with which drives.
+
+    :ivar memory: the guest's, in MiB.
+    """
 
     domid: int
     name: str
     uuid: str | None
+    memory: int | None
     role: Role
     drives: tuple[str, ...]
 
@@ -107,10 +113,12 @@ class Policy(NamedTuple):
 
     :ivar restart: whether a running QEMU may be replaced when its drives changed.
     :ivar form: how drives are written.
+    :ivar memory: every guest's, in MiB; None takes what each domain has.
     """
 
     restart: bool
     form: Form = Form.BLOCKDEV
+    memory: int | None = None
 
 
 def device_states(
@@ -183,7 +191,10 @@ def _choose(  # noqa: PLR0911 - one return a row reads best
     drives: DomainDrives,
     devices: Mapping[int, tuple[DeviceState, str | None]],
 ) -> tuple[Launch | None, DomainState, str | None]:
-    wanted = Launch(domain.domid, domain.name, domain.uuid, domain.wanted_role, drives.arguments)
+    memory = policy.memory or domain.memory
+    wanted = Launch(
+        domain.domid, domain.name, domain.uuid, memory, domain.wanted_role, drives.arguments
+    )
     broken = any(state is DeviceState.ERROR for state, _ in devices.values())
     if running:
         at = DomainState.RUNNING if machine.phase is Phase.RUNNING else DomainState.LAUNCHING
@@ -200,14 +211,25 @@ def _choose(  # noqa: PLR0911 - one return a row reads best
         return None, DomainState.FOREIGN, domain.foreign
     if domain.gone_pid and not policy.restart:
         return None, DomainState.FAILED, _GONE.format(pid=domain.gone_pid)
-    if not wanted.drives:
-        return None, DomainState.WAITING, "no disk can be given to QEMU"
+    if lack := _lack(wanted):
+        return None, DomainState.WAITING, lack
     if machine.phase is Phase.FAILED and machine.launch == wanted:
         return wanted, DomainState.FAILED, machine.error
     return wanted, DomainState.LAUNCHING, None
 
 
+def _lack(wanted: Launch) -> str | None:
+    """Return what is missing to start it."""
+    if not wanted.memory:
+        return _NO_MEMORY.format(domid=wanted.domid)
+    return None if wanted.drives else "no disk can be given to QEMU"
+
+
 _OUTDATED = "QEMU runs with other drives than the nodes describe; restart the domain to change them"
+_NO_MEMORY = (
+    "/local/domain/{domid}/memory/static-max does not say how much memory the domain has, and QEMU must "
+    "not guess it: let the toolstack write it, or set qemu.memory"
+)
 _GONE = (
     "its device model, pid {pid}, died; a device model can't be replaced under its guest: restart "
     "the domain, or set qemu.restart"

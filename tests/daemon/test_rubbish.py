@@ -1,32 +1,19 @@
 """A xenstored that answers rubbish: it is the error of one disk or one domain, and the rest goes on."""
 
-import io
-import json
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import pytest
-import structlog
-import trio
 
+from tests.daemon.reconciler_rig import Watched, config_in, reconciling
 from xencolo import requests
-from xencolo.disk import Backend, Disk, Format, Role
+from xencolo.disk import Role
 from xencolo.requests import Request
 from xencolo.store import Session, Store
 from xencolo.wire import Op, Packet, strings
-from xencolod import devices, domains
-from xencolod.config import Config, load
-from xencolod.embedded import serve_embedded
-from xencolod.log import configure
-from xencolod.reconciler import Reconciler
-from xencolod.supervisor import Settings
-from xencolod.xenstore import Client, demand, open_client, read
+from xencolod import domains
 
-DEADLINE = 20.0
-PLAIN = Disk(vdev="xvda", pdev_path="/i/a.raw", backend=Backend.QDISK, format=Format.RAW)
 LX5 = "/libxl/5/device/vbd/51712"
 LISTED = (requests.directory("/libxl/5/device/vbd"), b"51712\0")
 
@@ -48,67 +35,8 @@ class Rubbishy(Store):
         return [*events, (who, reply)]
 
 
-class Watched:
-    """A reconciler at work, and its log."""
-
-    def __init__(self, client: Client, out: io.StringIO) -> None:
-        self.client = client
-        self._out = out
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        found = map(json.loads, self._out.getvalue().splitlines())
-        return [event for event in found if event["event"] == name]
-
-    async def until(self, check: Callable[[], object]) -> None:
-        """Wait until it is so; in the end show the log."""
-        with trio.move_on_after(DEADLINE):
-            while not check():
-                await trio.sleep(0.005)
-            return
-        raise AssertionError(self._out.getvalue())
-
-    async def published(self, domid: int, state: bytes | None) -> None:
-        """Wait until the state of a domain is this one."""
-        path = f"/libxl/{domid}/colo/state"
-        with trio.move_on_after(DEADLINE):
-            await self.client.wait_connected()
-            while await read(self.client, path) != state:
-                await trio.sleep(0.005)
-            return
-        raise AssertionError(self._out.getvalue())
-
-
-def config_in(directory: Path) -> Config:
-    file = directory / "xencolod.toml"
-    file.write_text(
-        f"[daemon]\nruntime_directory = '{directory}/run'\nlog_directory = '{directory}/log'\n"
-    )
-    return load(file)
-
-
-@asynccontextmanager
-async def reconciling(directory: Path, rubbish: Rubbish) -> AsyncIterator[Watched]:
-    """Run a reconciler on a store with dom0, and with a plain disk in the domains 5 and 6."""
-    store, path, out = Rubbishy(rubbish), directory / "socket", io.StringIO()
-    settings = Settings(config_in(directory), xen=False, log=configure("json", stream=out))
-    try:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(serve_embedded, path, store)
-            async with open_client(path) as client:
-                await demand(client, [requests.write("/local/domain/0/domid", "0")])
-                for domid in (5, 6):
-                    await domains.create(client, domid, f"guest{domid}", xen=False)
-                    image = f"/i/{domid}.raw"
-                    disk = msgspec.structs.replace(PLAIN, pdev_path=image)
-                    await devices.add(client, domid, disk)
-                reconciler = Reconciler(client, settings, nursery)
-                async with client.watch(*reconciler.roots()) as watch:
-                    nursery.start_soon(reconciler.follow, watch)
-                    nursery.start_soon(reconciler.run)
-                    yield Watched(client, out)
-                    nursery.cancel_scope.cancel()
-    finally:
-        structlog.reset_defaults()
+def rubbish_from(directory: Path, rubbish: Rubbish) -> AbstractAsyncContextManager[Watched]:
+    return reconciling(directory, Rubbishy(rubbish), config_in(directory))
 
 
 def perms(path: str) -> Request:
@@ -125,7 +53,7 @@ PERMISSIONS = {
 @pytest.mark.parametrize("path", PERMISSIONS.values(), ids=PERMISSIONS)
 @pytest.mark.parametrize("payload", [b"", b"\xff\0\0", b"q5\0"])
 async def test_permissions_that_are_none(path: str, payload: bytes, tmp_path: Path) -> None:
-    async with reconciling(tmp_path, {perms(path): payload}) as watched:
+    async with rubbish_from(tmp_path, {perms(path): payload}) as watched:
         await watched.until(lambda: watched.events("daemon.ready"))
         (error,) = watched.events("device.error")
         assert (error["domid"], error["path"], error["kind"]) == (5, path, "wrong")
@@ -135,7 +63,7 @@ async def test_permissions_that_are_none(path: str, payload: bytes, tmp_path: Pa
 
 async def test_permissions_of_the_role_that_are_none(tmp_path: Path) -> None:
     role = "/libxl/5/colo/role"
-    async with reconciling(tmp_path, {perms(role): b"q5\0"}) as watched:
+    async with rubbish_from(tmp_path, {perms(role): b"q5\0"}) as watched:
         await domains.set_role(watched.client, 5, Role.PRIMARY)
         await watched.until(lambda: watched.events("domain.role_error"))
         (error,) = watched.events("domain.role_error")
@@ -160,7 +88,7 @@ NAMES = [b"00", b"051712", b"9" * 40, b"2147483648", b"-1", b"", b"\xb2", b"\xff
     ids=lambda value: value.path if isinstance(value, Request) else "",
 )
 async def test_names_that_are_no_numbers(listing: Request, known: bytes, tmp_path: Path) -> None:
-    async with reconciling(tmp_path, {listing: strings(*NAMES, known)}) as watched:
+    async with rubbish_from(tmp_path, {listing: strings(*NAMES, known)}) as watched:
         await watched.until(lambda: watched.events("daemon.ready"))
         assert {event["domid"] for event in watched.events("device.found")} == {5, 6}
         assert not watched.events("device.error")
@@ -169,7 +97,7 @@ async def test_names_that_are_no_numbers(listing: Request, known: bytes, tmp_pat
 
 async def test_a_listing_without_its_end(tmp_path: Path) -> None:
     cut = {requests.directory("/libxl/5/device/vbd"): b"51712", LISTED[0]: b"51712"}
-    async with reconciling(tmp_path, cut) as watched:
+    async with rubbish_from(tmp_path, cut) as watched:
         await watched.until(lambda: watched.events("daemon.ready"))
         assert {event["domid"] for event in watched.events("device.found")} == {5, 6}
 
@@ -177,7 +105,7 @@ async def test_a_listing_without_its_end(tmp_path: Path) -> None:
 async def test_a_transaction_id_that_is_no_number_is_tried_again(tmp_path: Path) -> None:
     start = Request(Op.TRANSACTION_START, b"\0")
     rubbish: dict[Request, bytes] = {}
-    async with reconciling(tmp_path, rubbish) as watched:
+    async with rubbish_from(tmp_path, rubbish) as watched:
         await watched.until(lambda: watched.events("daemon.ready"))
         await domains.set_role(watched.client, 5, Role.NONE)
         rubbish[start] = b"soon\0"

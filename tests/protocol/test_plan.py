@@ -52,7 +52,8 @@ HAS_B = {B: device(DISK_B)}
 HAS_AB = {**HAS_A, **HAS_B}
 DOMAIN = Domain(5, True, "guest", UUID, None, None, None, None, HAS_A)
 
-RESTART, KEEP = Policy(restart=True), Policy(restart=False)
+RESTART, KEEP = Policy(restart=True, memory=64), Policy(restart=False, memory=64)
+OWN_MEMORY = Policy(restart=True)
 
 
 def launch_of(
@@ -60,7 +61,8 @@ def launch_of(
 ) -> Launch:
     """Return what a QEMU for this domain is started with."""
     arguments = drives_of(domain, policy, missing or {}).arguments
-    return Launch(domain.domid, domain.name, domain.uuid, domain.wanted_role, arguments)
+    memory = policy.memory or domain.memory
+    return Launch(domain.domid, domain.name, domain.uuid, memory, domain.wanted_role, arguments)
 
 
 def running(launch: Launch, error: str | None = None) -> Machine:
@@ -93,6 +95,7 @@ class Row(NamedTuple):
 
 NO_ROLE = DOMAIN._replace(role_error="Wrong xenstore node role")
 FOREIGN = DOMAIN._replace(foreign="libxl runs it")
+SIZED = DOMAIN._replace(memory=2048)
 DEAD = DOMAIN._replace(gone_pid=99)
 EMPTY = DOMAIN._replace(devices={}, role=Role.PRIMARY)
 GONE = DOMAIN._replace(exists=False, devices={})
@@ -172,6 +175,19 @@ ROWS = {
         SECONDARY, running(WITH_A), launch_of(SECONDARY), S.LAUNCHING, None, (RESTART,)
     ),
     # how drives are written has changed in the configuration
+    # its memory
+    "the domain's memory": Row(
+        SIZED, NONE, WITH_A._replace(memory=2048), S.LAUNCHING, None, (OWN_MEMORY,)
+    ),
+    "memory that is configured": Row(SIZED, NONE, WITH_A, S.LAUNCHING),
+    "no memory is known": Row(DOMAIN, NONE, None, S.WAITING, "memory/static-max", (OWN_MEMORY,)),
+    "no memory is known, starting": Row(
+        DOMAIN, STARTING, None, S.WAITING, "set qemu.memory", (OWN_MEMORY,)
+    ),
+    "running, no memory is known": Row(
+        DOMAIN, running(WITH_A), WITH_A, S.RUNNING, None, (OWN_MEMORY,)
+    ),
+    "running, another memory": Row(SIZED, running(WITH_A), WITH_A, S.RUNNING, None, (OWN_MEMORY,)),
     "running, in another form": Row(DOMAIN, running(AS_TEXT), AS_TEXT, S.RUNNING),
     "adopted, in another form": Row(DOMAIN, ADOPTED._replace(launch=AS_TEXT), AS_TEXT, S.LAUNCHING),
     "running, in another form, one more, kept": Row(
@@ -353,6 +369,7 @@ DOMAINS = st.builds(
     foreign=st.sampled_from([None, "libxl runs it"]),
     gone_pid=st.sampled_from([None, 99]),
     devices=DEVICES,
+    memory=st.sampled_from([None, 2048]),
 )
 LAUNCHES = st.builds(launch_of, DOMAINS, st.none())
 MACHINES = st.one_of(
@@ -362,7 +379,7 @@ MACHINES = st.one_of(
     st.builds(Machine, st.just(Phase.ENDING), LAUNCHES, st.just(4711)),
     st.builds(Machine, st.just(Phase.FAILED), LAUNCHES, st.none(), st.just("exit status 1")),
 )
-POLICIES = st.builds(Policy, st.booleans(), st.sampled_from(Form))
+POLICIES = st.builds(Policy, st.booleans(), st.sampled_from(Form), st.sampled_from([None, 64]))
 MISSING = st.dictionaries(st.sampled_from([A, B]), st.just("no such image"), max_size=2)
 
 
