@@ -124,7 +124,8 @@ class Supervisor:
             attempt=self._attempts,
             argv=list(process.argv),
         )
-        self._set(Phase.STARTING, launch, process)
+        # Without its pid, which would say that a guest may run in it.
+        self._set(Phase.STARTING, launch)
         await self._tend(process, launch, fresh=True)
 
     def _pause(self) -> float:
