@@ -2,6 +2,7 @@
 
 # ruff: noqa: PLC0415 - slow modules are imported where they are needed: --help answers at once
 
+import re
 import sys
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("DOMID", "NAME", "VDEV", "ROLE", "IN-FORCE", "STATE", "QEMU-PID", "ERROR")
 Row = tuple[str | int | None, ...]
+_PID = re.compile("[0-9]{1,10}")
 #: Seconds between two redraws at most: a burst of changes is shown as one.
 _SETTLE = 0.1
 #: Seconds after which all is read anew without a change: watches may be lost, and so may xenstored.
@@ -60,10 +62,11 @@ class Status(NamedTuple):
 @JSON
 @click.option("--watch", is_flag=True, help="Go on showing changes, until ^C.")
 def status(domid: int | None, as_json: bool, watch: bool) -> None:
-    """Show the domains that have disks: role, state, QEMU and errors.
+    """Show the domains that have disks, and how they are.
 
-    The states are xencolod's; errors in the nodes of a disk are found without it, too. A line
-    without VDEV is about the domain. In a pipe, --watch prints the lines that changed.
+    Each with its role, state, QEMU and errors. The states are xencolod's; errors in the nodes
+    of a disk are found without it, too. A line without VDEV is about the domain. In a pipe,
+    --watch prints the lines that changed.
     """
     if as_json and watch:
         raise click.UsageError("--json prints one document: it does not go with --watch")
@@ -91,7 +94,7 @@ async def read_status(client: "Client", domid: int | None = None) -> list[Status
 
 async def _status(client: "Client", found: "Found") -> Status:
     from xencolo import status as names
-    from xencolo.paths import colo_path
+    from xencolo.paths import colo_path, numbers, parse_devid
     from xencolod.xenstore import directory
 
     base = colo_path(found.domid)
@@ -99,15 +102,14 @@ async def _status(client: "Client", found: "Found") -> Status:
         client,
         *(f"{base}/{n}" for n in (names.STATE, names.ROLE_IN_FORCE, names.ERROR, names.QEMU_PID)),
     )
-    disks = {}
-    for devid in await directory(client, f"{base}/device"):
-        if devid.isdigit():
-            published = await _texts(
-                client,
-                f"{base}/device/{devid}/{names.STATE}",
-                f"{base}/device/{devid}/{names.ERROR}",
-            )
-            disks[int(devid)] = published
+    disks = {
+        devid: await _texts(
+            client,
+            f"{base}/device/{devid}/{names.STATE}",
+            f"{base}/device/{devid}/{names.ERROR}",
+        )
+        for devid in numbers(await directory(client, f"{base}/device"), parse_devid)
+    }
     return Status(
         found.domid,
         found.name,
@@ -115,7 +117,7 @@ async def _status(client: "Client", found: "Found") -> Status:
         role,
         state,
         found.role_error or error,
-        int(pid) if pid and pid.isdigit() else None,
+        int(pid) if pid and _PID.fullmatch(pid) else None,
         tuple(_disk_statuses(found, disks)),
     )
 
