@@ -5,11 +5,17 @@ from pathlib import Path
 
 import pytest
 import trio
+from hypothesis import settings
 
 from tests.rigs import Server, start_oxenstored, start_xenstored
 from xencolo import wire
 from xencolo.store import Store
 from xencolod.embedded import serve_embedded
+
+# A busy machine fails no test by being slow; a failing example is printed so that it can be replayed.
+# What CI=… in the environment would change is stated, so that a run is the same everywhere.
+settings.register_profile("xencolo", deadline=None, derandomize=False, print_blob=True)
+settings.load_profile("xencolo")
 
 _STARTERS = {"xenstored": start_xenstored, "oxenstored": start_oxenstored}
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,3 +20,11 @@ def test_is_clean(command: str) -> None:
         [program, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_failing_example_can_be_replayed_and_a_slow_one_does_not_fail() -> None:
+    assert (settings().print_blob, settings().deadline, settings().derandomize) == (
+        True,
+        None,
+        False,
+    )

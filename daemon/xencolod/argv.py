@@ -30,7 +30,7 @@ def command_line(
     return [
         qemu.binary,
         *["-machine", qemu.machine],
-        *(["-m", str(qemu.memory)] if qemu.memory else []),
+        *(["-m", str(launch.memory)] if launch.memory else []),
         *qemu.arguments,
         *["-name", f"guest={name}"],
         *(["-uuid", launch.uuid] if launch.uuid else []),
@@ -73,7 +73,9 @@ def launch_in(domid: int, argv: Sequence[str]) -> Launch:
     drives = tuple(argv[chardev + 3 : argv.index("-pidfile", chardev)])
     name = own[1].removeprefix("guest=").replace(",,", ",")
     uuid = own[own.index("-uuid") + 1] if "-uuid" in own else None
-    return Launch(domid, name, uuid, role_of(drives), drives)
+    # Here the configuration can have no -m of its own.
+    memory = int(head[head.index("-m") + 1]) if "-m" in head else None
+    return Launch(domid, name, uuid, memory, role_of(drives), drives)
 
 
 def role_of(drives: Iterable[str]) -> Role:

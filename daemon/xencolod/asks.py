@@ -86,12 +86,17 @@ async def directories(to: Asks, paths: Sequence[str]) -> list[list[str]]:
     :raises StoreError: any error but ENOENT.
     """
     answers = await to.batch([requests.directory(path) for path in paths])
-    return [
-        await _directory_in_parts(to, path)
-        if isinstance(answer, StoreError) and answer.errno == errno.E2BIG
-        else _names(absent_as_none(answer) or b"")
-        for path, answer in zip(paths, answers, strict=True)
-    ]
+    return [await names_in(to, path, answer) for path, answer in zip(paths, answers, strict=True)]
+
+
+async def names_in(to: Asks, path: str, answer: Answer) -> list[str]:
+    """Return the names in the answer to ``DIRECTORY``; one that is too big is asked for in parts.
+
+    :raises StoreError: any error but ENOENT.
+    """
+    if isinstance(answer, StoreError) and answer.errno == errno.E2BIG:
+        return await _directory_in_parts(to, path)
+    return _names(absent_as_none(answer) or b"")
 
 
 def _names(listing: bytes) -> list[str]:

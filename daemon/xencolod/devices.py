@@ -1,7 +1,7 @@
 """Devices in xenstore: find, read, add and remove them, as libxl does."""
 
 import errno
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from xencolo.paths import (
     colo_path,
     domain_path,
     libxl_domain_path,
+    numbers,
     parse_backend,
     parse_devid,
     parse_domid,
@@ -42,24 +43,13 @@ def trusted_domids(own_domid: int) -> frozenset[int]:
     return frozenset({0, own_domid})
 
 
-def _numbers(names: Iterable[str], parse: Callable[[str], int]) -> list[int]:
-    """Return the names that are numbers of their kind, in order; the others are none of ours."""
-    numbers = []
-    for name in set(names):
-        try:
-            numbers.append(parse(name))
-        except PathError:
-            continue
-    return sorted(numbers)
-
-
 async def domids(client: Client, own_domid: int) -> list[int]:
     """Return the domains that libxl knows or that have a qdisk backend here.
 
     :raises XenstoreError: xenstored failed.
     """
     roots = ["/libxl", f"{backend_root(own_domid)}/{QDISK}"]
-    return _numbers(chain.from_iterable(await directories(client, roots)), parse_domid)
+    return numbers(chain.from_iterable(await directories(client, roots)), parse_domid)
 
 
 async def find(client: Client, own_domid: int, domid: int | None = None) -> list[DevicePaths]:
@@ -70,14 +60,14 @@ async def find(client: Client, own_domid: int, domid: int | None = None) -> list
 
     :raises XenstoreError: xenstored failed.
     """
-    numbers = [domid] if domid is not None else await domids(client, own_domid)
-    told = [f"{libxl_domain_path(number)}/device/vbd" for number in numbers]
-    served = [f"{backend_root(own_domid)}/{QDISK}/{number}" for number in numbers]
+    guests = [domid] if domid is not None else await domids(client, own_domid)
+    told = [f"{libxl_domain_path(guest)}/device/vbd" for guest in guests]
+    served = [f"{backend_root(own_domid)}/{QDISK}/{guest}" for guest in guests]
     names = await directories(client, told + served)
     here = [
-        DevicePaths(number, devid, own_domid)
-        for number, *both in zip(numbers, names, names[len(numbers) :], strict=False)
-        for devid in _numbers(chain.from_iterable(both), parse_devid)
+        DevicePaths(guest, devid, own_domid)
+        for guest, *both in zip(guests, names, names[len(guests) :], strict=False)
+        for devid in numbers(chain.from_iterable(both), parse_devid)
     ]
     backends = await client.spread([requests.read(f"{paths.libxl}/backend") for paths in here])
     return [_located(*pair) for pair in zip(here, map(absent_as_none, backends), strict=True)]

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import trio
 
 from xencolo.errors import DriveError
+from xencolo.paths import numbers, parse_domid
 from xencolo.plan import Launch
 from xencolod import notify
 from xencolod.argv import SOCKET_FD, command_line, nonce_in
@@ -76,9 +77,7 @@ def lock_holder(pidfile: Path) -> int | None:
 def domains_with_qemu(runtime: Path) -> list[int]:
     """Return the domids whose pid file is locked by a living QEMU."""
     names = (path.stem for path in runtime.glob("*.pid"))
-    return sorted(
-        int(name) for name in names if name.isdigit() and lock_holder(runtime / f"{name}.pid")
-    )
+    return [n for n in numbers(names, parse_domid) if lock_holder(runtime / f"{n}.pid")]
 
 
 class Process:

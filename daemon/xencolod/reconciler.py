@@ -36,7 +36,8 @@ from xencolod.views import missing_images, read_domains
 from xencolod.xenstore import Client, Watch, demand, read
 
 #: What no watch tells of is looked at this often, in seconds: an image that was missing, the end of
-#: somebody else's device model. What could not be published is tried again then.
+#: somebody else's device model, the size of a domain's memory.
+#: What could not be published is tried again then.
 _RECHECK = 5.0
 #: A pass that xenstored failed, or that found its store empty, is repeated after this many seconds.
 _RETRY = 0.5
@@ -112,7 +113,7 @@ class Reconciler:
 
     def _policy(self) -> Policy:
         qemu = self._config.qemu
-        return Policy(qemu.restart, Form(qemu.form), closes=not self._settings.xen)
+        return Policy(qemu.restart, Form(qemu.form), qemu.memory, closes=not self._settings.xen)
 
     # -- events ----------------------------------------------------------------------------------
 
@@ -282,18 +283,20 @@ class Reconciler:
         launch = known.supervisor.machine.launch if known else None
         if not known or not launch or known.supervisor.machine.phase is not Phase.RUNNING:
             return False
-        return launch.drives == drives_of(view, policy, {}).arguments
+        return launch.drives == drives_of(view, policy, {}, launch).arguments
 
     # -- one domain ------------------------------------------------------------------------------
 
     async def _settle(self, view: Domain, missing: Mapping[int, str]) -> None:
         known = self._known.get(view.domid)
-        if known is None and not view.devices and not view.managed:
+        if known is None and not (view.devices or view.managed or view.published):
             return
         known = known or await self._supervise(view.domid)
         view = self._recorded(view, known)
-        decided = plan(view, known.supervisor.machine, self._policy(), missing)
-        known.recheck = bool(missing) or (view.managed and view.foreign is not None)
+        policy = self._policy()
+        decided = plan(view, known.supervisor.machine, policy, missing)
+        unsized = not (policy.memory or view.memory)
+        known.recheck = bool(missing) or (view.managed and (unsized or view.foreign is not None))
         # Before anything is started: whether it may be is the replicator's to say.
         known.replicator.see(self._seen(view, known))
         known.supervisor.want(decided.launch)
@@ -359,7 +362,7 @@ class Reconciler:
         known.unsaid = True
         if decided.status and view.exists:
             await self._publisher.publish(view.domid, decided.status)
-        elif decided.status is None and (said or not view.devices):
+        elif decided.status is None and (said or view.published or not view.devices):
             await self._publisher.withdraw(view.domid)
         known.unsaid = False
 

@@ -154,7 +154,7 @@ class Supervisor:
             attempt=self._attempts,
             argv=list(process.argv),
         )
-        # Without its pid: until it greets it runs no guest, and follows every change.
+        # Without its pid, which would say that a guest may run in it.
         self._set(Phase.STARTING, launch)
         await self._tend(process, launch, fresh=True)
 

@@ -1,16 +1,16 @@
 """What the nodes say of whole domains: read in two round trips, however many domains there are."""
 
-import errno
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from xencolo import requests
-from xencolo.device import Device
+from xencolo.device import Device, check_trust
 from xencolo.disk import Role
-from xencolo.errors import StoreError, UntrustedNode, WrongNode
+from xencolo.errors import NodeError
 from xencolo.paths import (
     QDISK,
     DevicePaths,
@@ -18,12 +18,13 @@ from xencolo.paths import (
     colo_path,
     domain_path,
     libxl_domain_path,
+    numbers,
+    parse_devid,
 )
 from xencolo.plan import Domain
-from xencolo.status import COMMAND, GENERATION, ROLE, parse_role
-from xencolo.wire import parse_permissions, split, writers
+from xencolo.status import COMMAND, GENERATION, ROLE, STATE, parse_role
 from xencolod.devices import read_devices
-from xencolod.xenstore import Answer, Client, absent_as_none, directory
+from xencolod.xenstore import Answer, Client, absent_as_none, names_in
 
 #: libxl's names of the device models that it starts itself.
 _LIBXL_DEVICE_MODELS = {b"qemu_xen", b"qemu_xen_traditional"}
@@ -36,11 +37,14 @@ class _Nodes(NamedTuple):
     name: str
     vm: str
     role: str
+    state: str
     device_model_pid: str
     dm_version: str
     type: str
     generation: str
     command: str
+    static_max: str
+    videoram: str
 
     @classmethod
     def of(cls, domid: int) -> "_Nodes":
@@ -50,11 +54,14 @@ class _Nodes(NamedTuple):
             f"{home}/name",
             f"{home}/vm",
             f"{colo_path(domid)}/{ROLE}",
+            f"{colo_path(domid)}/{STATE}",
             f"{home}/image/device-model-pid",
             f"{libxl}/dm-version",
             f"{libxl}/type",
             f"{colo_path(domid)}/{GENERATION}",
             f"{colo_path(domid)}/{COMMAND}",
+            f"{home}/memory/static-max",
+            f"{home}/memory/videoram",
         )
 
 
@@ -114,13 +121,10 @@ async def read_domains(
 async def _devids(
     client: Client, domid: int, own_domid: int, listings: Sequence[Answer]
 ) -> list[int]:
-    names: set[str] = set()
+    names: list[str] = []
     for path, answer in zip(_listings(domid, own_domid), listings, strict=True):
-        if isinstance(answer, StoreError) and answer.errno == errno.E2BIG:
-            names.update(await directory(client, path))
-        else:
-            names.update(name.decode() for name in split(absent_as_none(answer) or b""))
-    return sorted(int(name) for name in names if name.isdigit())
+        names += await names_in(client, path, answer)
+    return numbers(names, parse_devid)
 
 
 def _domain(
@@ -157,6 +161,8 @@ def _domain(
             head[len(_Nodes._fields) + 1],
             trusted,
         ),
+        memory=_memory(values["static_max"], values["videoram"]),
+        published=values["state"] is not None,
     )
 
 
@@ -170,8 +176,8 @@ def _distrusted(
     if not value:
         return None
     try:
-        _trust(path, permissions, trusted)
-    except UntrustedNode as error:
+        check_trust(path, absent_as_none(permissions), trusted)
+    except NodeError as error:
         return str(error)
     return None
 
@@ -190,25 +196,20 @@ def _role(
     if value is None:
         return None, None
     try:
-        _trust(f"{colo_path(domid)}/{ROLE}", permissions, trusted)
+        check_trust(f"{colo_path(domid)}/{ROLE}", absent_as_none(permissions), trusted)
         return parse_role(domid, value), None
-    except (UntrustedNode, WrongNode) as error:
+    except NodeError as error:
         return None, str(error)
 
 
-def _trust(path: str, permissions: Answer, trusted: frozenset[int]) -> None:
-    """Check that only trusted domains could have written a node.
-
-    :raises UntrustedNode: another could have.
-    """
-    entries = parse_permissions(absent_as_none(permissions) or b"")
-    domids, anybody = writers(entries)
-    if anybody or not domids <= trusted:
-        raise UntrustedNode(path, ",".join(map(str, entries)))
-
-
 def _number(value: bytes | None) -> int | None:
-    return int(value) if value and value.isdigit() and len(value) < 10 else None
+    return int(value) if value and value.isdigit() and len(value) <= 12 else None
+
+
+def _memory(static_max: bytes | None, videoram: bytes | None) -> int | None:
+    """Return what libxl gives QEMU as ``-m``, in MiB: the domain's memory without the video memory."""
+    kibibytes = (_number(static_max) or 0) - (_number(videoram) or 0)
+    return -(-kibibytes // 1024) if kibibytes > 0 else None
 
 
 def _device_model(
@@ -225,8 +226,8 @@ def _device_model(
         return None, pid
     if b"qemu" not in os.path.basename(argv[0]):  # noqa: PTH119 - bytes
         return None, pid  # the pid was used again
-    for_domid = argv[argv.index(b"-xen-domid") + 1] if b"-xen-domid" in argv else None
-    if for_domid not in {None, str(domid).encode()}:
+    for_domid = [after for word, after in pairwise(argv) if word == b"-xen-domid"]
+    if for_domid not in ([], [str(domid).encode()]):
         return None, pid
     return f"{argv[0].decode('utf-8', 'replace')}, pid {pid}, runs the domain's device model", None
 

@@ -17,7 +17,7 @@ import trio
 
 from xencolo import requests
 from xencolo._pyxs import default_socket
-from xencolo.errors import ConnectionLost, DeadlineExceeded, StoreError, WireError, XenstoreError
+from xencolo.errors import ConnectionLost, DeadlineExceeded, StoreError, XenstoreError
 from xencolo.requests import Request
 from xencolo.wire import Op, Packet, split
 from xencolod.asks import (
@@ -28,6 +28,7 @@ from xencolod.asks import (
     demand,
     directories,
     directory,
+    names_in,
     permissions,
     read,
 )
@@ -203,7 +204,9 @@ class Client:
         if isinstance(answer, StoreError):
             raise answer
         if not answer.rstrip(b"\0").isdigit():
-            raise WireError(f"transaction id {answer[:40]!r} is no number")
+            broken = ConnectionLost(f"{self.path}: transaction id {answer[:40]!r} is no number")
+            connection.close(broken)
+            raise broken
         return Transaction(connection, int(answer.rstrip(b"\0")), self._timeout)
 
     def _abort_started(self, connection: Connection, answers: Sequence[Answer]) -> None:
@@ -380,6 +383,7 @@ __all__ = [
     "demand",
     "directories",
     "directory",
+    "names_in",
     "open_client",
     "permissions",
     "read",

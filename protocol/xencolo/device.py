@@ -20,6 +20,7 @@ from xencolo.errors import (
     StoreError,
     UntrustedNode,
     VdevError,
+    WireError,
     WrongNode,
 )
 from xencolo.nodes import BACKEND_NODES, LIBXL_NODES, Fields, Need, Node
@@ -129,14 +130,18 @@ def device_from_answers(
     ]
     is_colo = any(d[name] is not None for d in (told, served) for name in COLO_FIELDS.values())
     fields: dict[str, Any] = {}
+    sources: dict[str, str] = {}
     for node in _DESCRIPTION:
         try:
-            fields |= _field(node, paths, told, served, is_colo=is_colo)
+            said = _field(node, paths, told, served, is_colo=is_colo)
         except NodeError as error:
             errors.append(error)
+        else:
+            fields |= said
+            sources |= dict.fromkeys(said, node.name)
     return Device(
         paths,
-        None if errors else _disk(fields, paths, errors, is_colo=is_colo),
+        None if errors else _disk(fields, sources, paths, errors, is_colo=is_colo),
         is_colo,
         tuple(errors),
         _state(live["state"]),
@@ -147,11 +152,28 @@ def device_from_answers(
 
 def _distrust(
     permissions: Mapping[str, bytes | None], trusted: frozenset[int]
-) -> Iterator[UntrustedNode]:
+) -> Iterator[NodeError]:
     for path, payload in permissions.items():
-        if payload is not None and not _trustworthy(payload, trusted):
-            shown = ",".join(map(str, parse_permissions(payload)))
-            yield UntrustedNode(path, shown)
+        try:
+            check_trust(path, payload, trusted)
+        except NodeError as error:
+            yield error
+
+
+def check_trust(path: str, permissions: bytes | None, trusted: frozenset[int]) -> None:
+    """Check that only trusted domains could have written a node.
+
+    :param permissions: the answer to ``GET_PERMS``; None where the node is absent, which is no matter.
+    :raises UntrustedNode: another domain could have.
+    :raises WrongNode: nobody can tell, the answer is no list of permissions.
+    """
+    try:
+        trustworthy = permissions is None or _trustworthy(permissions, trusted)
+    except WireError as error:
+        directory, _, node = path.rpartition("/")
+        raise WrongNode(directory, node, str(error)) from None
+    if permissions is not None and not trustworthy:
+        raise UntrustedNode(path, ",".join(map(str, parse_permissions(permissions))))
 
 
 @lru_cache(maxsize=1024)
@@ -216,8 +238,14 @@ def _shown(value: bytes) -> str:
 
 
 def _disk(
-    fields: dict[str, Any], paths: DevicePaths, errors: list[NodeError], *, is_colo: bool
+    fields: dict[str, Any],
+    sources: Mapping[str, str],
+    paths: DevicePaths,
+    errors: list[NodeError],
+    *,
+    is_colo: bool,
 ) -> Disk | None:
+    """Return the disk; fields that don't go together are the error of the node that said one of them."""
     if "format" not in fields and not fields["is_cdrom"]:
         errors.append(MissingNode(paths.libxl, "params"))
         return None
@@ -225,8 +253,8 @@ def _disk(
     disk = Disk(backend_domid=paths.backend_domid, colo_enable=is_colo, **fields)
     try:
         disk.check()
-    except (DiskError, VdevError) as error:
-        errors.append(WrongNode(paths.libxl, "params", str(error)))
+    except DiskError as error:
+        errors.append(WrongNode(paths.libxl, sources[error.field], str(error)))
         return None
     return disk
 

@@ -16,6 +16,7 @@ from xencolo.graph import (
     Form,
     Place,
     device_id,
+    form_of,
     nbd_node,
     peer_node,
     plain_node,
@@ -148,6 +149,12 @@ _REFUSALS = (
         lambda d: d.role is not Role.NONE and d.disk.empty,
         "an empty disk can't be replicated: give it a target",
     ),
+    # QEMU: "Cannot export read-only node as writable", and a primary without a secondary is none
+    _Refusal(
+        lambda d: d.role is not Role.NONE and d.read_only,
+        "a read-only disk can't be replicated, the secondary's is exported as writable: make it "
+        "access=rw or leave colo out",
+    ),
     _Refusal(
         lambda d: d.disk.empty and not d.disk.is_cdrom,
         "only a cdrom can be empty: give it a target",
@@ -218,6 +225,7 @@ __all__ = [
     "Form",
     "device_id",
     "domain_drives",
+    "form_of",
     "plain_node",
     "quorum_node",
     "replication_node",

@@ -25,6 +25,11 @@ class Form(StrEnum):
     TEXT_2016 = "2016"
 
 
+def form_of(arguments: Iterable[str]) -> Form:
+    """Return how these arguments of QEMU's are written."""
+    return Form.TEXT_2016 if "-drive" in arguments else Form.BLOCKDEV
+
+
 def quorum_node(devid: int) -> str:
     """Return the name of a COLO disk's topmost node, the one that the device uses."""
     return f"quorum-{devid}"

@@ -5,6 +5,7 @@ libxl's ``libxl_device.c``.
 """
 
 import re
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from xencolo.errors import PathError, VdevError
@@ -38,6 +39,17 @@ def parse_devid(text: str) -> int:
     if not _NUMBER.fullmatch(text) or len(text) > 10 or int(text) > DEVID_MAX:
         raise PathError(f"devid {text[:20]!r}: a whole number from 0 to {DEVID_MAX} is needed")
     return int(text)
+
+
+def numbers(names: Iterable[str], parse: Callable[[str], int]) -> list[int]:
+    """Return the names that are numbers of their kind, in order; the others are none of ours."""
+    found = []
+    for name in set(names):
+        try:
+            found.append(parse(name))
+        except PathError:
+            continue
+    return sorted(found)
 
 
 def domain_path(domid: int) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from xencolo.device import CLOSING, Device
 from xencolo.disk import Role
-from xencolo.drives import DomainDrives, Form, domain_drives
+from xencolo.drives import DomainDrives, Form, domain_drives, form_of
 from xencolo.status import DeviceState, DomainState, DomainStatus
 
 
@@ -29,6 +29,8 @@ class Domain(NamedTuple):
     :ivar command: what the command node holds, None where it is absent or empty.
     :ivar command_error: why the command can't be taken.
     :ivar promoted: whether it was a secondary and took over; its QEMU may have a secondary's drives.
+    :ivar memory: MiB that the toolstack gave it, None where no node says so.
+    :ivar published: whether a state of it stands in xenstore, an earlier xencolod's too.
     """
 
     domid: int
@@ -45,6 +47,8 @@ class Domain(NamedTuple):
     command: bytes | None = None
     command_error: str | None = None
     promoted: bool = False
+    memory: int | None = None
+    published: bool = False
 
     @property
     def managed(self) -> bool:
@@ -59,11 +63,15 @@ class Domain(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """A QEMU to run: for whom and with which drives."""
+    """A QEMU to run: for whom and with which drives.
+
+    :ivar memory: the guest's, in MiB.
+    """
 
     domid: int
     name: str
     uuid: str | None
+    memory: int | None
     role: Role
     drives: tuple[str, ...]
 
@@ -122,12 +130,14 @@ class Policy(NamedTuple):
 
     :ivar restart: whether a running QEMU may be replaced when its drives changed.
     :ivar form: how drives are written.
+    :ivar memory: every guest's, in MiB; None takes what each domain has.
     :ivar closes: whether the daemon closes the backends of disks that are being removed: without Xen
         there is no other backend than its own QEMU.
     """
 
     restart: bool
     form: Form = Form.BLOCKDEV
+    memory: int | None = None
     closes: bool = False
 
     def staying(self, domain: Domain) -> dict[int, Device]:
@@ -161,10 +171,20 @@ def device_states(
     return states
 
 
-def drives_of(domain: Domain, policy: Policy, missing: Mapping[int, str]) -> DomainDrives:
-    """Return the drives of the domain's role, without disks that leave or whose images can't be opened."""
+def drives_of(
+    domain: Domain, policy: Policy, missing: Mapping[int, str], running: Launch | None = None
+) -> DomainDrives:
+    """Return the drives of the domain's role, without disks that leave or whose images can't be opened.
+
+    :param running: a QEMU that has just these drives, written in another form, has what it should:
+        then they are returned as it has them.
+    """
     staying = policy.staying(domain)
     disks = [d.disk for devid, d in staying.items() if d.disk and devid not in missing]
+    if running and (form := form_of(running.drives)) is not policy.form:
+        as_it_runs = domain_drives(disks, domain.wanted_role, form)
+        if as_it_runs.arguments == running.drives:
+            return as_it_runs
     return domain_drives(disks, domain.wanted_role, policy.form)
 
 
@@ -178,8 +198,9 @@ def plan(domain: Domain, machine: Machine, policy: Policy, missing: Mapping[int,
 
     A running QEMU is ended only when its domain or the last of its disks has gone or is leaving, or
     when another domain has taken the domid; with :attr:`Policy.restart` it is replaced when its drives
-    changed. A disk that became unreadable never ends or replaces it. A QEMU that has not greeted yet runs no
-    guest: it follows every change, so that no disk added meanwhile is left out.
+    changed, and not when only the form did in which they are written. A disk that became unreadable
+    never ends or replaces it. A QEMU that has not greeted yet runs no guest: it follows every change, so that
+    no disk added meanwhile is left out.
     """
     running = machine.launch if machine.may_hold_guest else None
     staying = policy.staying(domain)
@@ -193,7 +214,7 @@ def plan(domain: Domain, machine: Machine, policy: Policy, missing: Mapping[int,
 
     if running and domain.promoted:
         domain = domain._replace(role=running.role)
-    drives = drives_of(domain, policy, missing)
+    drives = drives_of(domain, policy, missing, running)
     devices = device_states(staying, drives, missing)
     launch, state, error = _choose(domain, machine, policy, running, drives, devices)
     leaving = {d: device for d, device in domain.devices.items() if d not in staying}
@@ -216,7 +237,10 @@ def _choose(  # noqa: PLR0911 - one return a row reads best
     drives: DomainDrives,
     devices: Mapping[int, tuple[DeviceState, str | None]],
 ) -> tuple[Launch | None, DomainState, str | None]:
-    wanted = Launch(domain.domid, domain.name, domain.uuid, domain.wanted_role, drives.arguments)
+    memory = policy.memory or domain.memory
+    wanted = Launch(
+        domain.domid, domain.name, domain.uuid, memory, domain.wanted_role, drives.arguments
+    )
     if running:
         broken = any(state is DeviceState.ERROR for state, _ in devices.values())
         return _choose_running(domain, machine, policy, running, wanted, settled=not broken)
@@ -228,8 +252,8 @@ def _choose(  # noqa: PLR0911 - one return a row reads best
         return None, DomainState.FOREIGN, domain.foreign
     if domain.gone_pid and not policy.restart:
         return None, DomainState.FAILED, _GONE.format(pid=domain.gone_pid)
-    if not wanted.drives:
-        return None, DomainState.WAITING, "no disk can be given to QEMU"
+    if lack := _lack(wanted):
+        return None, DomainState.WAITING, lack
     if machine.phase is Phase.FAILED and machine.launch == wanted:
         return wanted, DomainState.FAILED, machine.error
     return wanted, DomainState.LAUNCHING, None
@@ -255,7 +279,18 @@ def _choose_running(
     return wanted, DomainState.LAUNCHING, None
 
 
+def _lack(wanted: Launch) -> str | None:
+    """Return what is missing to start it."""
+    if not wanted.memory:
+        return _NO_MEMORY.format(domid=wanted.domid)
+    return None if wanted.drives else "no disk can be given to QEMU"
+
+
 _OUTDATED = "QEMU runs with other drives than the nodes describe; restart the domain to change them"
+_NO_MEMORY = (
+    "/local/domain/{domid}/memory/static-max does not say how much memory the domain has, and QEMU must "
+    "not guess it: let the toolstack write it, or set qemu.memory"
+)
 _BYPASSED = (
     "the guest's PV driver has connected (backend state 4) and writes past the quorum: start the guest "
     "with xen_emul_unplug=never"

@@ -79,7 +79,7 @@ QEMU_RUNS = frozenset(
 
 #: What each state tells the operator.
 STATE_MEANINGS: Mapping[StrEnum, str] = {
-    DomainState.WAITING: "no disk of the domain can be given to QEMU yet",
+    DomainState.WAITING: "QEMU can't be started yet, for want of a disk, a role or the size of its memory",
     DomainState.LAUNCHING: "QEMU is being started, or will be after a pause",
     DomainState.RUNNING: "QEMU runs with the drives that the nodes describe; with those it has, "
     "where a disk is in `error`; none of its disks is a COLO disk",
@@ -237,6 +237,19 @@ STATUS_NODES = (
         "xencolod",
         "Version of the xencolod that first saw this store (~ is the domain that it runs in). A store "
         "without it has lost what it held: no QEMU is ended for what is absent in it.",
+    ),
+    StatusNode(
+        "/local/domain/$DOMID/memory/static-max",
+        "INTEGER",
+        "libxl",
+        "The domain's memory in KiB. QEMU is given it less `videoram`, in whole MiB, as libxl does, "
+        "unless qemu.memory is set; without either the domain is `waiting`.",
+    ),
+    StatusNode(
+        "/local/domain/$DOMID/memory/videoram",
+        "INTEGER",
+        "libxl",
+        "What of it is video memory, in KiB; QEMU adds that itself. Absent or negative is none.",
     ),
     StatusNode(
         "/libxl/$DOMID/dm-version",

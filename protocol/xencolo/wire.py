@@ -216,7 +216,7 @@ def parse_permissions(payload: bytes) -> tuple[Permission, ...]:
     matches = [_PERMISSION.fullmatch(part.decode("ascii", "replace")) for part in split(payload)]
     permissions = tuple(Permission(m[1], int(m[2])) for m in matches if m)
     if not permissions or len(permissions) != len(matches):
-        raise WireError(f"permissions {payload!r}: not a list like n0, r5")
+        raise WireError(f"permissions {payload[:80]!r}: not a list like n0, r5")
     return permissions
 
 

@@ -1,10 +1,13 @@
 """What the tests of the operator's command share: running it, and looking at the store from outside."""
 
 import os
+import socket
+import socketserver
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from click.testing import CliRunner, Result
@@ -111,6 +114,31 @@ async def write_raw(server: Server, nodes: dict[str, bytes]) -> None:
 def remove(server: Server, path: str) -> None:
     with foreign(server) as client:
         client.delete(path.encode())
+
+
+class _Half(socketserver.BaseRequestHandler):
+    """Hangs up in the middle of the first answer, and soon on who asks nothing."""
+
+    request: socket.socket
+
+    def handle(self) -> None:
+        with suppress(ConnectionError, TimeoutError):
+            self.request.settimeout(0.3)
+            if self.request.recv(4096):
+                self.request.sendall(b"\x02\x00\x00\x00\x01\x00\x00")
+
+
+@contextmanager
+def breaking_off(where: Path) -> Iterator[None]:
+    """A server that ends each connection in the middle of its first answer."""
+    with socketserver.ThreadingUnixStreamServer(str(where), _Half) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join(DEADLINE)
 
 
 GUEST = [b"n5", b"r0"]

@@ -4,9 +4,6 @@ import json
 import os
 import re
 import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +12,6 @@ from click.testing import Result
 from tests.daemon.cli_rig import (
     BACKEND_NODES,
     BE,
-    DEADLINE,
     FE,
     FRONTEND_NODES,
     GUEST,
@@ -24,6 +20,7 @@ from tests.daemon.cli_rig import (
     SERVED,
     TOOLSTACK,
     Node,
+    breaking_off,
     ended,
     foreign,
     spec,
@@ -352,32 +349,6 @@ def test_a_xenstored_that_is_absent_or_refuses(args: list[str], tmp_path: Path) 
     with socket.socket(socket.AF_UNIX) as deaf:
         deaf.bind(str(where))  # and does not listen
         assert f"{where}: Connection refused" in one_line(xencolo(where, *args, status=1))
-
-
-@contextmanager
-def breaking_off(where: Path) -> Iterator[None]:
-    """A server that ends each connection in the middle of its first answer."""
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(where))
-        listener.listen()
-
-        def serve() -> None:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                with connection:
-                    connection.recv(4096)
-                    connection.sendall(b"\x02\x00\x00\x00\x01\x00\x00")
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join(DEADLINE)
 
 
 @pytest.mark.parametrize("args", COMMANDS, ids=" ".join)

@@ -6,6 +6,7 @@ import pty
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +62,53 @@ def test_json_is_one_document_and_nothing_else(colo_guest: Server) -> None:
         assert isinstance(json.loads(stdout), list)
 
 
+#: What goes wrong with each command that has --json: its arguments, and whether it has a document.
+JSON_FAILURES = {
+    "a bad specification": (["disk", "check", "x", spec(), "--json"], True),
+    "no domain to list": (["disk", "list", "9", "--json"], False),
+    "no domain to show": (["status", "9", "--json"], False),
+    "no domain's drives": (["drives", "9", "--json"], False),
+    "a broken disk's drives": (["drives", "5", "--json"], True),
+    "disks that claim the same": (["drives", "6", "--json"], True),
+    "a broken role's drives": (["drives", "7", "--json"], False),
+    "no xenstored": (["--xenstore", "/nowhere", "disk", "list", "--json"], False),
+    "no xenstored to show": (["--xenstore", "/nowhere", "status", "--json"], False),
+    "no xenstored for drives": (["--xenstore", "/nowhere", "drives", "5", "--json"], False),
+}
+
+
+def test_json_is_one_document_or_none_where_it_fails(colo_guest: Server) -> None:
+    remove(colo_guest, f"{LX}/colo-port")
+    for domid in ("6", "7"):
+        xencolo(colo_guest, "domain", "create", domid)
+        for vdev in ("xvda", "xvdb"):
+            xencolo(colo_guest, "disk", "add", domid, spec(vdev=vdev, colo_export=f"e-{vdev}"))
+    write(colo_guest, "/libxl/7/colo/role", b"boss")
+    for args, has_document in JSON_FAILURES.values():
+        with started(colo_guest, *args) as process:
+            returned, stdout, stderr = ended(process)
+        assert returned == 1
+        assert stderr.startswith("xencolo: ")
+        assert stderr.count("xencolo: ") == 1
+        if has_document:
+            assert isinstance(json.loads(stdout), list)
+        else:
+            assert stdout == ""
+
+
+def test_what_xencolod_can_t_have_published_is_not_shown(colo_guest: Server) -> None:
+    odd = {
+        "/libxl/5/colo/qemu-pid": "\u00b2".encode(),
+        "/libxl/5/colo/device/00/state": b"ready",
+        f"/libxl/5/colo/device/{'9' * 30}/state": b"ready",
+        "/libxl/5/colo/device/x/state": b"ready",
+    }
+    trio.run(write_raw, colo_guest, odd)
+    (domain,) = json.loads(xencolo(colo_guest, "status", "--json").stdout)
+    assert domain["qemu_pid"] is None
+    assert domain["disks"] == [{"devid": 51712, "vdev": "xvda", "state": None, "error": None}]
+
+
 def test_json_of_a_store_without_domains_is_an_empty_array(xenstored: Server) -> None:
     for args in (["disk", "list"], ["status"]):
         assert json.loads(xencolo(xenstored, *args, "--json").stdout) == []
@@ -106,7 +154,10 @@ def test_an_unreadable_disk_keeps_its_row_and_names_the_node(colo_guest: Server)
         broken, whole = json.loads(xencolo(colo_guest, "disk", "list", "--json").stdout)
         wanted = {"domid": 5, "devid": 51712, "role": "primary"}
         error = f"Missing xenstore node {LX}/{node}"
-        assert broken == wanted | dict.fromkeys(Disk.__struct_fields__) | {"error": error}
+        place = {"vdev": "xvda", "backend_domid": 0}
+        fields = dict.fromkeys(Disk.__struct_fields__) | place
+        assert broken == wanted | fields | {"error": error}
+        assert [*broken] == [*whole, "error"]
         assert "error" not in whole
         assert error in xencolo(colo_guest, "disk", "list").stdout
         (domain,) = json.loads(xencolo(colo_guest, "status", "--json").stdout)
@@ -322,6 +373,26 @@ def test_every_command_has_help_with_examples(name: str, command: click.Command)
     assert command.help
     assert command.help.splitlines()[0] in " ".join(shown.split())
     assert f"Examples:\n    xencolo {name}" in shown
+
+
+@pytest.mark.parametrize("group", [[], ["disk"], ["domain"]], ids=" ".join)
+def test_a_list_of_commands_cuts_no_sentence(group: list[str]) -> None:
+    assert "..." not in xencolo(Path("/nowhere"), *group, "--help").stdout.partition("Commands:")[2]
+
+
+def test_help_answers_at_once() -> None:
+    """What makes it slow is what it imports: none of these is needed to say what there is."""
+    slow = ["trio", "rich", "structlog", "msgspec", "xencolo.disk", "xencolod.app"]
+    code = (
+        "import sys; from xencolod.cli import main\n"
+        "try: main(['--help'])\n"
+        f"finally: print([name for name in {slow} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=DEADLINE
+    )
+    assert done.stdout.startswith("Usage: ")
+    assert done.stderr == "[]\n"
 
 
 def test_choices_are_those_of_the_library() -> None:

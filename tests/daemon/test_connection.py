@@ -528,7 +528,7 @@ async def test_cancelled_in_its_body_it_is_ended(tmp_path: Path) -> None:
 async def test_a_transaction_id_that_is_no_number(tmp_path: Path) -> None:
     script = replies(partial(answer, payload=b"soon\0"))
     async with listening(tmp_path / "s", script), open_client(tmp_path / "s") as client:
-        with pytest.raises(WireError, match="transaction id"):
+        with pytest.raises(ConnectionLost, match="transaction id"):
             await client.transaction(nothing)
 
 

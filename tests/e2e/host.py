@@ -14,7 +14,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -43,6 +43,15 @@ def until(check: Callable[[], T], what: str, deadline: float = DEADLINE) -> T:
         if time.monotonic() > end:
             raise AssertionError(f"not so after {deadline:g} s: {what}")
         time.sleep(0.005)
+
+
+def free_ports(count: int, address: str = "127.0.0.1") -> list[int]:
+    """Return ports that nobody listens on now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind((address, 0))
+        return [one.getsockname()[1] for one in sockets]
 
 
 class Images:
@@ -267,6 +276,8 @@ class Host:
         self._store: Store | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._ended: list[Foreign] = []
+        self.address = "127.0.0.1"
+        self.link_port, self.nbd_port = free_ports(2, self.address)
         self._gate: FileIO | None = None
         self.environment: dict[str, str] = {}
         self.configure()
@@ -274,9 +285,15 @@ class Host:
     # -- the daemon -----------------------------------------------------------------------------
 
     def configure(
-        self, *, daemon: Mapping[str, Any] | None = None, qemu: Mapping[str, Any] | None = None
+        self,
+        *,
+        daemon: Mapping[str, Any] | None = None,
+        qemu: Mapping[str, Any] | None = None,
+        link: Mapping[str, Any] | None = None,
+        replication: Mapping[str, Any] | None = None,
+        failover: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write the configuration: quick, and with places of its own."""
+        """Write the configuration: quick, with places of its own, and a link in the plain mode."""
         sections: dict[str, dict[str, Any]] = {
             "xenstore": {"reconnect_max": 0.1},
             "daemon": {
@@ -287,6 +304,14 @@ class Host:
                 **(daemon or {}),
             },
             "qemu": {"backoff": 0.05, "backoff_max": 0.2, "start_attempts": 3, **(qemu or {})},
+            "link": {
+                "listen": self.address,
+                "port": self.link_port,
+                "unencrypted_and_unauthenticated": True,
+                **(link or {}),
+            },
+            "replication": {"retry_max": 0.3, **(replication or {})},
+            "failover": dict(failover or {}),
         }
         lines = []
         for name, keys in sections.items():
@@ -436,8 +461,8 @@ class Host:
         nodes = {"params": f"aio:{target}"}
         if colo:
             nodes |= {
-                "colo-host": "127.0.0.1",
-                "colo-port": "9000",
+                "colo-host": self.address,
+                "colo-port": str(self.nbd_port),
                 "colo-export": stem,
                 "active-disk": self._image(f"{stem}-active", make=make),
                 "hidden-disk": self._image(f"{stem}-hidden", make=make),

@@ -20,6 +20,7 @@ from xencolo.drives import (
     quorum_node,
     replication_node,
 )
+from xencolo.errors import QmpCommandError
 from xencolo.graph import FORMATS
 from xencolo.qmp import Reply, Session
 
@@ -172,12 +173,17 @@ def _replicate(machine: Qemu, disks: list[Disk], directory: Path) -> None:
     assert nodes >= {replication_node(d.devid) for d in disks}
 
 
-@pytest.mark.parametrize("role", Role)
-def test_read_only_scsi_writes_nowhere(role: Role, tmp_path: Path) -> None:
+def test_read_only_scsi_writes_nowhere(tmp_path: Path) -> None:
+    """Nor can QEMU export it as a secondary's disk must be, which is why drives refuses that."""
     drive = disk(tmp_path, "sda", "access=ro,", colo=True)
-    with qemu(arguments([drive], role), tmp_path) as machine:
+    with qemu(arguments([drive], Role.NONE), tmp_path) as machine:
         nodes = machine("query-named-block-nodes", flat=True)
         opened = machine.opened(tmp_path)
+        address = {"type": "unix", "data": {"path": str(tmp_path / "nbd")}}
+        machine("nbd-server-start", addr=address)
+        export = {"type": "nbd", "id": "e", "node-name": plain_node(drive.devid), "name": "e"}
+        with pytest.raises(QmpCommandError, match="Cannot export read-only node as writable"):
+            machine("block-export-add", **export, writable=True)
     assert opened
     assert not any(opened.values())
     assert all(node["ro"] for node in nodes)

@@ -2,7 +2,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from xencolo.disk import (
@@ -199,6 +199,5 @@ def test_what_is_no_image(path: str) -> None:
         backend_domid=st.integers(0, 32751),
     )
 )
-@settings(derandomize=True)
 def test_json_gives_the_disk_back(disk: Disk) -> None:
     assert disk_from_json(msgspec.json.decode(msgspec.json.encode(disk_to_json(disk)))) == disk

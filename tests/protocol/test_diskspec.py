@@ -2,7 +2,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from xencolo.disk import Backend, Disk, Format, Specification
@@ -257,7 +257,6 @@ PIECES = [*"adhrvwx019=,: \n/-", "raw:", "vdev=", "target=", "xvda", "cdrom", "/
 
 
 @given(st.lists(st.sampled_from(PIECES)).map("".join))
-@settings(derandomize=True)
 @example("/x,raw,xvda,w")
 def test_any_text_is_a_disk_or_an_error_within_it(spec: str) -> None:
     try:
@@ -321,7 +320,6 @@ def disks(draw: st.DrawFn) -> Disk:
 
 
 @given(disks())
-@settings(derandomize=True)
 def test_the_canonical_specification_gives_the_disk_back(disk: Disk) -> None:
     assert parse(format_spec(disk)) == disk
 

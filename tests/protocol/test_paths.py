@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from xencolo.errors import PathError, VdevError
@@ -18,7 +18,9 @@ from xencolo.paths import (
     domain_path,
     hint,
     libxl_domain_path,
+    numbers,
     parse_backend,
+    parse_devid,
     parse_domid,
     parse_vdev,
     vdev_to_devid,
@@ -120,7 +122,6 @@ DISKS = st.one_of(
 
 
 @given(DISKS)
-@settings(derandomize=True)
 def test_every_disk_has_one_number(disk: VirtualDisk) -> None:
     letters = ""
     number = disk.number
@@ -134,7 +135,6 @@ def test_every_disk_has_one_number(disk: VirtualDisk) -> None:
 
 
 @given(st.integers(0, DEVID_MAX))
-@settings(derandomize=True)
 def test_every_number_with_a_name_is_that_names(devid: int) -> None:
     try:
         vdev = devid_to_vdev(devid)
@@ -166,7 +166,6 @@ def test_paths_are_xens() -> None:
         st.sampled_from(KINDS),
     )
 )
-@settings(derandomize=True)
 def test_a_backend_path_comes_back(paths: DevicePaths) -> None:
     assert parse_backend(paths.backend) == paths
     assert hint(paths.backend) == Hint(paths.domid, paths.devid)
@@ -198,6 +197,12 @@ def test_what_is_no_backend_path(path: str) -> None:
 def test_what_is_no_domid(text: str) -> None:
     with pytest.raises(PathError, match="domid"):
         parse_domid(text)
+
+
+def test_numbers_among_names() -> None:
+    names = ["7", "10", "00", "7", "\u00b2", "\ufffd", "", "x", "-1", "9" * 30, "32752"]
+    assert numbers(names, parse_domid) == [7, 10]
+    assert numbers(names, parse_devid) == [7, 10, 32752]
 
 
 def test_domids() -> None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from xencolo.device import Device
@@ -56,7 +56,8 @@ HAS_B = {B: device(DISK_B)}
 HAS_AB = {**HAS_A, **HAS_B}
 DOMAIN = Domain(5, True, "guest", UUID, None, None, None, None, HAS_A)
 
-RESTART, KEEP = Policy(restart=True), Policy(restart=False)
+RESTART, KEEP = Policy(restart=True, memory=64), Policy(restart=False, memory=64)
+OWN_MEMORY = Policy(restart=True)
 CLOSES = (RESTART._replace(closes=True), KEEP._replace(closes=True))
 
 
@@ -65,7 +66,8 @@ def launch_of(
 ) -> Launch:
     """Return what a QEMU for this domain is started with."""
     arguments = drives_of(domain, policy, missing or {}).arguments
-    return Launch(domain.domid, domain.name, domain.uuid, domain.wanted_role, arguments)
+    memory = policy.memory or domain.memory
+    return Launch(domain.domid, domain.name, domain.uuid, memory, domain.wanted_role, arguments)
 
 
 def running(launch: Launch, error: str | None = None) -> Machine:
@@ -75,6 +77,7 @@ def running(launch: Launch, error: str | None = None) -> Machine:
 WITH_A = launch_of(DOMAIN)
 WITH_AB = launch_of(DOMAIN._replace(devices=HAS_AB))
 WITH_B = launch_of(DOMAIN._replace(devices=HAS_B))
+AS_TEXT = launch_of(DOMAIN, policy=RESTART._replace(form=Form.TEXT_2016))
 ADOPTED = Machine(Phase.STARTING, WITH_A, 4711)
 STARTING = Machine(Phase.STARTING, WITH_A)
 ENDING = Machine(Phase.ENDING, WITH_A, 4711)
@@ -98,6 +101,7 @@ class Row(NamedTuple):
 
 NO_ROLE = DOMAIN._replace(role_error="Wrong xenstore node role")
 FOREIGN = DOMAIN._replace(foreign="libxl runs it")
+SIZED = DOMAIN._replace(memory=2048)
 DEAD = DOMAIN._replace(gone_pid=99)
 EMPTY = DOMAIN._replace(devices={}, role=Role.PRIMARY)
 GONE = DOMAIN._replace(exists=False, devices={})
@@ -186,6 +190,32 @@ ROWS = {
     "running, another role, replaced": Row(
         SECONDARY, running(WITH_A), launch_of(SECONDARY), S.LAUNCHING, None, (RESTART,)
     ),
+    # how drives are written has changed in the configuration
+    # its memory
+    "the domain's memory": Row(
+        SIZED, NONE, WITH_A._replace(memory=2048), S.LAUNCHING, None, (OWN_MEMORY,)
+    ),
+    "memory that is configured": Row(SIZED, NONE, WITH_A, S.LAUNCHING),
+    "no memory is known": Row(DOMAIN, NONE, None, S.WAITING, "memory/static-max", (OWN_MEMORY,)),
+    "no memory is known, starting": Row(
+        DOMAIN, STARTING, None, S.WAITING, "set qemu.memory", (OWN_MEMORY,)
+    ),
+    "running, no memory is known": Row(
+        DOMAIN, running(WITH_A), WITH_A, S.RUNNING, None, (OWN_MEMORY,)
+    ),
+    "running, another memory": Row(SIZED, running(WITH_A), WITH_A, S.RUNNING, None, (OWN_MEMORY,)),
+    "running, in another form": Row(DOMAIN, running(AS_TEXT), AS_TEXT, S.RUNNING),
+    "adopted, in another form": Row(DOMAIN, ADOPTED._replace(launch=AS_TEXT), AS_TEXT, S.LAUNCHING),
+    "running, in another form, one more, kept": Row(
+        BOTH, running(AS_TEXT), AS_TEXT, S.OUTDATED, "other drives", (KEEP,)
+    ),
+    "running, in another form, one more, replaced": Row(
+        BOTH, running(AS_TEXT), WITH_AB, S.LAUNCHING, None, (RESTART,)
+    ),
+    "starting, in another form": Row(
+        DOMAIN, STARTING._replace(launch=AS_TEXT), WITH_A, S.LAUNCHING
+    ),
+    "failed, in another form": Row(DOMAIN, FAILED._replace(launch=AS_TEXT), WITH_A, S.LAUNCHING),
     "running, its disk is broken": Row(ALL_BROKEN, running(WITH_A), WITH_A, S.RUNNING),
     "running, a new disk is broken": Row(B_BROKEN, running(WITH_A), WITH_A, S.RUNNING),
     "running, its image is missing": Row(
@@ -354,6 +384,19 @@ def test_a_disk_that_leaves_says_whether_it_is_held_up() -> None:
         assert (error in said) if error and said else said is error
 
 
+def test_what_only_one_form_has_room_for_is_as_the_running_qemu_has_it() -> None:
+    """sdi is a disk to the 2016 text's SCSI controller, and none to the other form's."""
+    ninth = msgspec.structs.replace(DISK_A, vdev="sdi")
+    domain = DOMAIN._replace(devices={ninth.devid: device(ninth)})
+    text = RESTART._replace(form=Form.TEXT_2016)
+    machine = running(launch_of(domain, policy=text))
+    for policy in (text, RESTART):
+        decided = plan(domain, machine, policy, {})
+        assert decided.launch == machine.launch
+        assert decided.status
+        assert decided.status.devices == {ninth.devid: (DeviceState.READY, None)}
+
+
 def test_two_errors_of_a_disk_are_both_said() -> None:
     paths = DevicePaths(5, A)
     errors = (MissingNode(paths.libxl, "mode"), MissingNode(paths.libxl, "dev"))
@@ -403,6 +446,7 @@ DOMAINS = st.builds(
     foreign=st.sampled_from([None, "libxl runs it"]),
     gone_pid=st.sampled_from([None, 99]),
     devices=DEVICES,
+    memory=st.sampled_from([None, 2048]),
 )
 LAUNCHES = st.builds(launch_of, DOMAINS, st.none())
 MACHINES = st.one_of(
@@ -412,7 +456,13 @@ MACHINES = st.one_of(
     st.builds(Machine, st.just(Phase.ENDING), LAUNCHES, st.just(4711)),
     st.builds(Machine, st.just(Phase.FAILED), LAUNCHES, st.none(), st.just("exit status 1")),
 )
-POLICIES = st.builds(Policy, st.booleans(), st.sampled_from(Form), st.booleans())
+POLICIES = st.builds(
+    Policy,
+    st.booleans(),
+    st.sampled_from(Form),
+    st.sampled_from([None, 64]),
+    closes=st.booleans(),
+)
 MISSING = st.dictionaries(st.sampled_from([A, B]), st.just("no such image"), max_size=2)
 
 
@@ -431,7 +481,6 @@ def another(domain: Domain, launch: Launch) -> bool:
     return bool(domain.uuid and launch.uuid and domain.uuid != launch.uuid)
 
 
-@settings(derandomize=True, deadline=None)
 @given(DOMAINS, MACHINES, POLICIES, MISSING)
 def test_a_running_qemu_is_ended_only_with_its_domain_or_its_last_disk(
     domain: Domain, machine: Machine, policy: Policy, missing: dict[int, str]
@@ -450,7 +499,6 @@ def test_a_running_qemu_is_ended_only_with_its_domain_or_its_last_disk(
         assert decided.status.state is S.ENDING
 
 
-@settings(derandomize=True, deadline=None)
 @given(DOMAINS, MACHINES, POLICIES, MISSING)
 def test_a_running_qemu_is_replaced_only_where_that_is_allowed_and_all_is_well(
     domain: Domain, machine: Machine, policy: Policy, missing: dict[int, str]
@@ -466,7 +514,6 @@ def test_a_running_qemu_is_replaced_only_where_that_is_allowed_and_all_is_well(
     assert DeviceState.ERROR not in {state for state, _ in decided.status.devices.values()}
 
 
-@settings(derandomize=True, deadline=None)
 @given(DOMAINS, MACHINES, POLICIES, MISSING)
 def test_a_backend_is_closed_only_when_qemu_has_let_go_of_the_disk(
     domain: Domain, machine: Machine, policy: Policy, missing: dict[int, str]
@@ -482,7 +529,6 @@ def test_a_backend_is_closed_only_when_qemu_has_let_go_of_the_disk(
         assert image not in held
 
 
-@settings(derandomize=True, deadline=None)
 @given(DOMAINS, MACHINES, POLICIES, MISSING)
 def test_no_qemu_is_started_beside_another_ones(
     domain: Domain, machine: Machine, policy: Policy, missing: dict[int, str]
@@ -493,7 +539,6 @@ def test_no_qemu_is_started_beside_another_ones(
         assert decided.launch == machine.launch
 
 
-@settings(derandomize=True, deadline=None)
 @given(DOMAINS, MACHINES, POLICIES, MISSING)
 def test_nothing_is_started_under_a_guest_whose_device_model_died(
     domain: Domain, machine: Machine, policy: Policy, missing: dict[int, str]
@@ -503,7 +548,6 @@ def test_nothing_is_started_under_a_guest_whose_device_model_died(
         assert decided.launch is None
 
 
-@settings(derandomize=True, deadline=None)
 @given(DOMAINS, POLICIES, st.sampled_from([A, B]))
 def test_a_disk_that_breaks_changes_nothing_of_a_running_qemu(
     domain: Domain, policy: Policy, devid: int
@@ -515,7 +559,6 @@ def test_a_disk_that_breaks_changes_nothing_of_a_running_qemu(
     assert plan(whole, machine, policy, {devid: "no such image"}).launch == machine.launch
 
 
-@settings(derandomize=True, deadline=None)
 @given(DOMAINS, MACHINES, POLICIES, MISSING)
 def test_what_is_launched_is_what_the_nodes_describe(
     domain: Domain, machine: Machine, policy: Policy, missing: dict[int, str]
@@ -526,7 +569,6 @@ def test_what_is_launched_is_what_the_nodes_describe(
         assert decided.launch.drives
 
 
-@settings(derandomize=True, deadline=None)
 @given(DOMAINS, MACHINES, POLICIES, MISSING)
 def test_two_calls_are_one_and_the_order_of_the_disks_is_no_matter(
     domain: Domain, machine: Machine, policy: Policy, missing: dict[int, str]
@@ -561,7 +603,6 @@ def settled(domain: Domain, machine: Machine, policy: Policy, missing: dict[int,
     raise AssertionError(f"still not settled: {machine}")
 
 
-@settings(derandomize=True, deadline=None)
 @given(DOMAINS, MACHINES, POLICIES, MISSING)
 def test_it_settles(
     domain: Domain, machine: Machine, policy: Policy, missing: dict[int, str]

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from xencolo.errors import QmpProtocolError
@@ -67,7 +67,6 @@ def test_each_kind_of_message_byte_by_byte() -> None:
     assert [comparable(m) for m in messages] == EXPECTED
 
 
-@settings(derandomize=True, deadline=None)
 @given(st.lists(st.integers(0, len(STREAM)), max_size=8).map(sorted))
 def test_each_kind_of_message_in_any_split(cuts: list[int]) -> None:
     session = asked("stop", "x")
@@ -134,7 +133,6 @@ _VALUES = st.recursive(
 )
 
 
-@settings(derandomize=True, deadline=None)
 @given(st.binary() | _VALUES.map(lambda value: json.dumps(value).encode()))
 def test_whatever_comes_is_a_message_or_a_protocol_error(data: bytes) -> None:
     try:

@@ -164,7 +164,10 @@ def _log_reasons(vdev: str, reasons: Iterable[str]) -> None:
 @click.argument("spec")
 @click.option("--role", type=click.Choice(ROLES), help="Set the domain's role with it.")
 def add(domid: int, spec: str, role: str | None) -> None:
-    """Write the nodes of a new disk, as xl block-attach does, in one transaction."""
+    """Write the nodes of a new disk, as xl block-attach does.
+
+    They are written in one transaction, or none of them is.
+    """
     from xencolo.disk import Role
     from xencolod import devices, domains
 
@@ -234,7 +237,9 @@ def _as_json(role: "Role | None", device: "Device") -> dict[str, Any]:
         restored = device.disk.colo_enable and role is Role.SECONDARY
         row |= disk_to_json(msgspec.structs.replace(device.disk, colo_restore_enable=restored))
     else:
-        row |= dict.fromkeys(Disk.__struct_fields__)
+        # What its place says is known even so.
+        known = {"vdev": vdev_of(device), "backend_domid": device.paths.backend_domid}
+        row |= dict.fromkeys(Disk.__struct_fields__) | known
     if device.errors:
         row["error"] = "; ".join(map(str, device.errors))
     return row

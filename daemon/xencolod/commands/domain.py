@@ -19,10 +19,10 @@ STREAMS = ("none", "remus", "colo")
 @DOMID
 @click.argument("new", metavar="[R]", type=click.Choice(ROLES), required=False)
 def role(domid: int, new: str | None) -> None:
-    """Show or set the COLO role of a domain: none, primary or secondary.
+    """Show or set the COLO role of a domain.
 
-    It stands in /libxl/DOMID/colo/role; a domain without that node is primary if it has a COLO
-    disk.
+    R is none, primary or secondary. It stands in /libxl/DOMID/colo/role; a domain without that
+    node is primary if it has a COLO disk.
     """
     from xencolo.disk import Role
     from xencolod import domains
@@ -38,7 +38,7 @@ def role(domid: int, new: str | None) -> None:
 
 @click.group()
 def domain() -> None:
-    """Restore a domain; create and destroy one in a store without Xen."""
+    """Restore domains; create and destroy them without Xen."""
 
 
 @domain.command(
@@ -56,7 +56,10 @@ def domain() -> None:
     help="What the domain is restored from.",
 )
 def restore(domid: int, stream: str) -> None:
-    """Set the role that libxl's restore leaves: only a colo stream makes a secondary."""
+    """Set the role that libxl's restore leaves.
+
+    Only a colo stream makes a secondary.
+    """
     from xencolo.status import RESTORED_ROLE
     from xencolod import domains
 
@@ -76,7 +79,7 @@ def restore(domid: int, stream: str) -> None:
 @DOMID
 @click.option("--name", help="The guest's name; domain-DOMID by default.")
 def create(domid: int, name: str | None) -> None:
-    """Write the nodes of a new HVM domain, to try xencolo where no Xen is.
+    """Write the nodes of a new HVM domain, where no Xen is.
 
     On a Xen dom0 this is refused: domains are made there with xl create.
     """
@@ -91,9 +94,9 @@ def create(domid: int, name: str | None) -> None:
 @domain.command(epilog=examples("xencolo domain destroy 5"))
 @DOMID
 def destroy(domid: int) -> None:
-    """Remove the nodes of a domain and of its disks; its images stay as they are.
+    """Remove the nodes of a domain and of its disks.
 
-    On a Xen dom0 this is refused: domains are ended there with xl destroy.
+    Its images stay as they are. On a Xen dom0 this is refused: domains are ended there with xl destroy.
     """
     from xencolod import domains
     from xencolod.config import on_xen

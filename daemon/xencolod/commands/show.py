@@ -62,8 +62,9 @@ def drives(domid: int, role: str | None, form: str, as_json: bool) -> None:
         elif device.paths.devid in result.skipped:
             warn(f"{vdev_of(device)} skipped: {printable(result.skipped[device.paths.devid])}")
     errors = [error for device in ours for error in device.errors]
-    for error in [*errors, *result.errors.values()]:
-        warn(message(error))
+    # Disks that claim the same thing share one error.
+    for text in dict.fromkeys(map(message, [*errors, *result.errors.values()])):
+        warn(text)
     if errors or result.errors:
         click.get_current_context().exit(1)
 
@@ -73,9 +74,10 @@ def drives(domid: int, role: str | None, form: str, as_json: bool) -> None:
 )
 @JSON
 def events(as_json: bool) -> None:
-    """List every event of xencolod's log: its name, level, fields and meaning.
+    """List every event of xencolod's log.
 
-    Names and meanings never change; each event also has domid, devid and vdev where they are known.
+    Each has its name, level, fields and meaning. Names and meanings never change; each event
+    also has domid, devid and vdev where they are known.
     """
     from xencolod.events import CATALOGUE
 
@@ -96,7 +98,7 @@ def events(as_json: bool) -> None:
 )
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion(shell: str) -> None:
-    """Print the script with which the shell completes xencolo's commands and options."""
+    """Print the script by which a shell completes what is typed."""
     from click.shell_completion import get_completion_class
 
     program = click.get_current_context().find_root().command
@@ -109,7 +111,9 @@ def completion(shell: str) -> None:
 @click.command(epilog=examples("xencolo demo"))
 @click.pass_obj
 def demo(settings: Settings) -> None:
-    """Play the main job: a primary, a secondary and a plain domain, an error and its mending.
+    """Play the main job, with an error and its mending.
+
+    There are a primary, a secondary and a plain domain.
 
     Runs an xencolod and QEMUs of its own in a temporary folder, on a store of its own unless
     --xenstore says which. Exits 0 only if all was as it should be.

@@ -2,6 +2,7 @@
 
 # ruff: noqa: PLC0415 - slow modules are imported where they are needed: --help answers at once
 
+import re
 import sys
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -48,6 +49,7 @@ class Row(NamedTuple):
     error: str | None = None
 
 
+_PID = re.compile("[0-9]{1,10}")
 COLUMNS = tuple(name.upper().replace("_", "-") for name in Row._fields)
 #: Seconds between two redraws at most: a burst of changes is shown as one.
 _SETTLE = 0.1
@@ -96,11 +98,12 @@ class Status(NamedTuple):
 @JSON
 @click.option("--watch", is_flag=True, help="Go on showing changes, until ^C.")
 def status(domid: int | None, as_json: bool, watch: bool) -> None:
-    """Show the domains that have disks: role, state, replication, QEMU and errors.
+    """Show the domains that have disks, and how they are.
 
-    The states are xencolod's; errors in the nodes of a disk are found without it, too. A line
-    without VDEV is about the domain. CHECKPOINT is the number and the age of the last one. In a
-    pipe, --watch prints the lines that changed; that a checkpoint was taken is no change.
+    Each with its role, state, replication, QEMU and errors. The states are xencolod's; errors in
+    the nodes of a disk are found without it, too. A line without VDEV is about the domain. CHECKPOINT
+    is the number and the age of the last one. In a pipe, --watch prints the lines that changed; that a
+    checkpoint was taken is no change.
     """
     if as_json and watch:
         raise click.UsageError("--json prints one document: it does not go with --watch")
@@ -128,7 +131,7 @@ async def read_status(client: "Client", domid: int | None = None) -> list[Status
 
 async def _status(client: "Client", found: "Found") -> Status:
     from xencolo import status as names
-    from xencolo.paths import colo_path
+    from xencolo.paths import colo_path, numbers, parse_devid
     from xencolod.xenstore import directory
 
     base = colo_path(found.domid)
@@ -143,15 +146,14 @@ async def _status(client: "Client", found: "Found") -> Status:
     )
     values = dict(zip(nodes, await _texts(client, *(f"{base}/{n}" for n in nodes)), strict=True))
     pid = values[names.QEMU_PID]
-    disks = {}
-    for devid in await directory(client, f"{base}/device"):
-        if devid.isdigit():
-            published = await _texts(
-                client,
-                f"{base}/device/{devid}/{names.STATE}",
-                f"{base}/device/{devid}/{names.ERROR}",
-            )
-            disks[int(devid)] = published
+    disks = {
+        devid: await _texts(
+            client,
+            f"{base}/device/{devid}/{names.STATE}",
+            f"{base}/device/{devid}/{names.ERROR}",
+        )
+        for devid in numbers(await directory(client, f"{base}/device"), parse_devid)
+    }
     return Status(
         domid=found.domid,
         name=found.name,
@@ -159,7 +161,7 @@ async def _status(client: "Client", found: "Found") -> Status:
         role_in_force=values[names.ROLE_IN_FORCE],
         state=values[names.STATE],
         error=found.role_error or values[names.ERROR],
-        qemu_pid=int(pid) if pid and pid.isdigit() else None,
+        qemu_pid=int(pid) if pid and _PID.fullmatch(pid) else None,
         replication=names.parse_replication(values),
         command=values[names.COMMAND],
         answer=values[names.ANSWER],

@@ -1,0 +1,94 @@
+"""A reconciler at work in this process, on an in-memory store, and its log."""
+
+import io
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+import trio
+
+from xencolo import requests
+from xencolo.disk import Backend, Disk, Format
+from xencolo.store import Store
+from xencolod import devices, domains
+from xencolod.config import Config, load
+from xencolod.embedded import serve_embedded
+from xencolod.hub import Hub
+from xencolod.log import configure
+from xencolod.reconciler import Reconciler
+from xencolod.supervisor import Settings
+from xencolod.xenstore import Client, demand, open_client, read
+
+DEADLINE = 20.0
+PLAIN = Disk(vdev="xvda", pdev_path="/i/a.raw", backend=Backend.QDISK, format=Format.RAW)
+
+
+class Watched:
+    """A reconciler at work, and its log."""
+
+    def __init__(self, client: Client, out: io.StringIO) -> None:
+        self.client = client
+        self._out = out
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        found = map(json.loads, self._out.getvalue().splitlines())
+        return [event for event in found if event["event"] == name]
+
+    async def until(self, check: Callable[[], object]) -> None:
+        """Wait until it is so; in the end show the log."""
+        with trio.move_on_after(DEADLINE):
+            while not check():
+                await trio.sleep(0.005)
+            return
+        raise AssertionError(self._out.getvalue())
+
+    async def published(self, domid: int, state: bytes | None) -> None:
+        """Wait until the state of a domain is this one."""
+        path = f"/libxl/{domid}/colo/state"
+        with trio.move_on_after(DEADLINE):
+            await self.client.wait_connected()
+            while await read(self.client, path) != state:
+                await trio.sleep(0.005)
+            return
+        raise AssertionError(self._out.getvalue())
+
+
+def config_in(directory: Path, *, xen: bool = False, qemu: str = "") -> Config:
+    """Return a configuration with places of its own; ``qemu`` is the text of that table."""
+    file = directory / "xencolod.toml"
+    file.write_text(
+        f"[daemon]\nruntime_directory = '{directory}/run'\nlog_directory = '{directory}/log'\n"
+        f"state_directory = '{directory}/state'\n"
+        f"settle = 0\n[qemu]\n{qemu}"
+    )
+    return load(file, xen=xen)
+
+
+@asynccontextmanager
+async def reconciling(
+    directory: Path, store: Store, config: Config, *, xen: bool = False
+) -> AsyncIterator[Watched]:
+    """Run a reconciler on a store with dom0, and with a plain disk in the domains 5 and 6."""
+    path, out = directory / "socket", io.StringIO()
+    settings = Settings(config, xen=xen, log=configure("json", stream=out))
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_embedded, path, store)
+            async with open_client(path) as client:
+                await demand(client, [requests.write("/local/domain/0/domid", "0")])
+                for domid in (5, 6):
+                    await domains.create(client, domid, f"guest{domid}", xen=False)
+                    disk = msgspec.structs.replace(PLAIN, pdev_path=f"{directory}/{domid}.raw")
+                    await devices.add(client, domid, disk)
+                reconciler = Reconciler(client, settings, Hub(client, settings), nursery)
+                async with client.watch(*reconciler.roots()) as watch:
+                    nursery.start_soon(reconciler.follow, watch)
+                    nursery.start_soon(reconciler.run)
+                    yield Watched(client, out)
+                    nursery.cancel_scope.cancel()
+    finally:
+        structlog.reset_defaults()

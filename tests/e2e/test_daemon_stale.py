@@ -1,0 +1,35 @@
+"""What was published before the daemon ended, and is not so when it comes back."""
+
+import pytest
+
+from tests.e2e.host import XVDA, Host, end
+
+
+@pytest.mark.parametrize("detached", [False, True], ids=["its disk is left", "its disk too"])
+@pytest.mark.parametrize("image", [True, False], ids=["running", "waiting"])
+def test_a_plain_domain_that_lost_its_role_meanwhile(
+    host: Host, image: bool, detached: bool
+) -> None:
+    host.start()
+    host.store.create(5)
+    disk = host.disk(5, "xvda", XVDA, colo=False, make=image)
+    host.store.attach(disk, role="none")
+    host.state(5, "running" if image else "waiting")
+    assert host.store.exists(disk.error) == (not image)
+    host.stop()
+    for pid in host.qemus(5):
+        end(pid)
+    host.store.delete("/libxl/5/colo/role")
+    if detached:
+        host.store.detach(disk)
+    assert host.store.exists("/libxl/5/colo/state")
+    mark = host.mark()
+    host.start()
+    assert host.store.tree("/libxl/5/colo") == {}
+    assert not host.store.exists("/libxl/5/colo")
+    assert not host.store.exists(disk.error)
+    assert not host.store.exists("/local/domain/0/error/backend/qdisk/5")
+    assert not host.store.exists("/local/domain/5/image/device-model-pid")
+    assert not host.store.exists("/local/domain/0/device-model/5/state")
+    assert not host.events("domain.gone", since=mark)
+    assert host.qemus(5) == []
