@@ -118,6 +118,11 @@ class Replicator:
         self._accept(seen, before)
         self.poke()
 
+    @property
+    def peer(self) -> str | None:
+        """The other side: of a primary whom it reaches for, of a secondary who speaks to it now."""
+        return self.reach.peer if self.place.role is Role.PRIMARY else self.answering.peer
+
     def changed(self) -> None:
         """Have the reconciler look at the domain again, and what is published with it."""
         self._on_change(self.domid)
@@ -164,7 +169,7 @@ class Replicator:
             return status
         replication = ReplicationStatus(
             generation=performer.record.generation if performer.record else None,
-            peer=self.reach.peer if self.place.role is Role.PRIMARY else None,
+            peer=self.peer,
             session=performer.session,
             checkpoint=performer.number or None,
             checkpoint_time=performer.checkpoint_time,
@@ -313,7 +318,7 @@ class Replicator:
             role=place.role.value,
             cause=occurrence.event.value,
             generation=record and record.generation,
-            peer=self.reach.peer,
+            peer=self.peer,
             error=self.error,
         )
         self.poke()

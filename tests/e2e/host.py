@@ -30,6 +30,8 @@ DEADLINE = 15.0
 #: Devids, from Xen's xen-vbd-interface(7).
 XVDA, XVDB, SDA, SDB, HDC = 51712, 51728, 2048, 2064, 5632
 _XENCOLO = [sys.executable, "-c", "from xencolod.cli import main; main()"]
+#: What is said of a domain whose QEMU runs and that has no peer: without a COLO disk, primary, secondary.
+RUNS = {"running", "standalone", "listening"}
 _DAEMON = [sys.executable, "-c", "from xencolod.cli import daemon_main; daemon_main()"]
 
 
@@ -412,7 +414,8 @@ class Host:
         """Wait until the published state of a domain is this one."""
         path = f"/libxl/{domid}/colo/state"
         try:
-            until(lambda: self.store.read(path) == state, f"{path} = {state}")
+            wanted = RUNS if state == "running" else {state}
+            until(lambda: self.store.read(path) in wanted, f"{path} = {state}")
         except AssertionError as error:
             tail = "\n".join(map(str, self.events()[-12:]))
             now = self.store.tree(f"/libxl/{domid}/colo")
@@ -580,7 +583,7 @@ class Host:
                 read(f"/libxl/{domid}/colo/state"),
                 read(f"/local/domain/0/device-model/{domid}/state"),
             }
-            right = said == {str(pid) for pid in pids} and states == {"running"}
+            right = said == {str(pid) for pid in pids} and states <= RUNS
             return pids[0] if right else None
 
         try:
@@ -591,7 +594,7 @@ class Host:
 
     def calm(self, *domids: int) -> bool:
         """Tell whether all these domains are said to run."""
-        return all(self.store.read(f"/libxl/{domid}/colo/state") == "running" for domid in domids)
+        return all(self.store.read(f"/libxl/{domid}/colo/state") in RUNS for domid in domids)
 
     def xencolo(self, *words: str) -> str:
         """Run the operator's command; return what it printed."""
