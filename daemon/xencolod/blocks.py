@@ -2,12 +2,12 @@
 
 Each step looks at what QEMU has (nodes, exports, jobs, markers) and does what is missing, so the one who
 takes over from a killed daemon repeats it. Seen on QEMU 7.2, and written down at each step: what QEMU
-answers in odd moments. Needed: ``x-debug-query-block-graph`` (4.0), ``block-export-add`` (5.2) and objects
-as ``object-add`` takes them since 6.0. No command waits longer than the deadline, and every one that
-is late raises QmpClosed: QEMU may still perform it, the connection may go on.
+answers in odd moments. It needs QEMU 7.0 (``tls-hostname`` and ``open-timeout`` of an nbd node). No
+command waits longer than the deadline; one that is late raises QmpClosed, QEMU may still perform it, and
+the connection can be used further.
 
-A disk of the other host that does not answer stops QEMU as a whole: ``stop``, ``blockdev-add`` and
-``blockdev-del`` wait for it, and no further command is taken, except out of band
+A disk of the other host that does not answer hangs QEMU as a whole: ``stop`` and ``blockdev-del`` wait
+for it, and no further command is taken but out of band
 (:meth:`xencolod.primary_blocks.PrimaryBlocks.cut`).
 """
 

@@ -6,9 +6,13 @@ from typing import Any, NamedTuple
 
 import trio
 
-from xencolo.errors import QmpClosed, QmpCommandError, ReplicationError
+from xencolo.errors import QmpCommandError, ReplicationError
 from xencolo.graph import Form, nbd_node, peer_node, quorum_node
 from xencolod.blocks import NOT_RUNNING, Blocks, Graph
+
+# Seconds for QEMU to connect. It goes on trying for as long where there is no hope too, the keys being
+# wrong for example, and the guest waits.
+_OPEN = 2
 
 #: The host name in the certificate of either end.
 _TLS_HOSTNAME = "xencolo"
@@ -72,52 +76,47 @@ class PrimaryBlocks(Blocks):
     async def connect(self, host: str, port: int) -> None:
         """Reach every disk of the secondary over NBD, all or none.
 
-        While QEMU connects everything else in it waits, the guest too, and for minutes where packets
-        are dropped: so the way is tried from here first. A server that takes the connection and stays
-        silent is cut off at the deadline.
+        While QEMU connects everything else in it waits, the guest too, for minutes where packets are
+        dropped, and ``yank`` ends it only when it is connected. So a server is greeted from here first.
 
-        :raises ReplicationError: nobody listens there.
-        :raises QmpCommandError: what listens does not speak NBD, or not our TLS, or lacks an export.
-        :raises QmpClosed: the server, or QEMU itself, was silent.
+        :raises ReplicationError: nobody listens there, it does not speak NBD or not our TLS, or it
+            lacks an export.
         """
         missing = await self._without(nbd_node)
         if not missing:
             return
-        await self._try(host, port)
+        where = f"the secondary's NBD server at {host} port {port}"
+        try:
+            with trio.fail_after(self._timeout):
+                await _greet(host, port)
+        except (OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
+            why = _kernel_words(error) or f"it was silent for {self._timeout:g} s"
+            remedy = "look for a firewall, and at what the xencolod there says"
+            raise ReplicationError(f"{where} can't be reached, {why}: {remedy}") from None
         try:
             await self._connect(missing, host, port)
-        except QmpCommandError:
+        except QmpCommandError as error:
             await self._delete(nbd_node)
             await self._drop_tls("client")
-            raise
-        except QmpClosed:
-            await self.cut()
-            raise
+            raise ReplicationError(f"{where} does not serve: {error.description}") from None
 
     async def _without(self, name: Callable[[int], str]) -> list[int]:
         nodes = (await self._graph()).nodes
         return [devid for devid in self._disks if name(devid) not in nodes]
 
-    async def _try(self, host: str, port: int) -> None:
-        try:
-            with trio.fail_after(self._timeout):
-                stream = await trio.open_tcp_stream(host, port)
-        except (OSError, trio.TooSlowError) as error:
-            why = str(error) or f"no answer within {self._timeout:g} s"
-            raise ReplicationError(
-                f"the secondary's NBD server at {host} port {port} can't be reached ({why}): "
-                f"look for a firewall, and for what its xencolod says"
-            ) from None
-        await trio.aclose_forcefully(stream)
-
     async def _connect(self, devids: Iterable[int], host: str, port: int) -> None:
         tls = await self._tls("client")
         if tls:
             tls["tls-hostname"] = _TLS_HOSTNAME
-        server = {"type": "inet", "host": host, "port": str(port)}
+        how = {
+            "driver": "nbd",
+            "server": {"type": "inet", "host": host, "port": str(port)},
+            "open-timeout": _OPEN,
+            **tls,
+        }
         for devid in devids:
             node = {"node-name": nbd_node(devid), "export": self._disks[devid].colo_export}
-            await self._do("blockdev-add", driver="nbd", server=server, **node, **tls)
+            await self._do("blockdev-add", **how, **node)
 
     async def cut(self) -> None:
         """End the NBD connections at once; what QEMU waits for from the secondary fails.
@@ -273,6 +272,29 @@ class PrimaryBlocks(Blocks):
         for devid in self._disks:
             if name(devid) in nodes:
                 await self._do("blockdev-del", **{"node-name": name(devid)})
+
+
+async def _greet(host: str, port: int) -> None:
+    """Have an NBD server's first words, and take leave of it.
+
+    :raises OSError, trio.BrokenResourceError: nobody listens, or it is no NBD server.
+    """
+    async with await trio.open_tcp_stream(host, port) as stream:
+        said = await stream.receive_some(len(_NBD_GREETING))
+        if said != _NBD_GREETING:
+            raise ConnectionError("what listens there is no NBD server")
+        await stream.send_all(_NBD_LEAVE)
+
+
+def _kernel_words(error: BaseException) -> str:
+    """Return what is behind trio's "all attempts to connect failed", of the first address."""
+    cause = error.__cause__
+    return str(cause.exceptions[0] if isinstance(cause, ExceptionGroup) else error)
+
+
+# NBD's fixed newstyle negotiation: the server's magics and flags; the client's flags, and NBD_OPT_ABORT.
+_NBD_GREETING = b"NBDMAGICIHAVEOPT\0\3"
+_NBD_LEAVE = b"\0\0\0\3IHAVEOPT\0\0\0\2\0\0\0\0"
 
 
 # What QEMU can cancel; the rest is on its way to an end.
