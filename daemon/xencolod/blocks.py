@@ -147,7 +147,11 @@ class Blocks:
         return str(status.get("desc", "no reason given")) if status["error"] else None
 
     async def checkpoint(self) -> None:
-        """Take a checkpoint in this QEMU: a secondary empties its buffers, a primary does nothing."""
+        """Take a checkpoint in this QEMU: a secondary empties its buffers, a primary does nothing.
+
+        Not started, a secondary refuses ("Backup job was cancelled unexpectedly"); one that failed over
+        does nothing and says success.
+        """
         await self._do("xen-colo-do-checkpoint")
 
     # -- QEMU -------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ class PrimaryBlocks(Blocks):
     # -- connecting -------------------------------------------------------------------------------
 
     async def connect(self, host: str, port: int) -> None:
-        """Reach every disk of the secondary over NBD, all or none.
+        """Reach every disk of the secondary over NBD, all or none; what is reached already is left alone.
 
         While QEMU connects everything else in it waits, the guest too, for minutes where packets are
         dropped, and ``yank`` ends it only when it is connected. So a server is greeted from here first.
@@ -122,18 +122,13 @@ class PrimaryBlocks(Blocks):
         """End the NBD connections at once; what QEMU waits for from the secondary fails.
 
         Out of band, so it works while QEMU hangs in a ``stop``, which then ends. The nodes stay, and every
-        write to them fails; the status tells so after the first one. Where QEMU has no ``yank`` (before 6.0)
-        it is for the kernel to end the connection.
+        write to them fails; the status tells so after the first one.
         """
         names = {nbd_node(devid) for devid in self._disks}
-        try:
-            # yank refuses all of a list with an unknown one
-            known = await self._qmp.execute("query-yank", timeout=self._timeout, oob=True)
-            ours = [instance for instance in known if instance.get("node-name") in names]
-            await self._qmp.execute("yank", {"instances": ours}, timeout=self._timeout, oob=True)
-        except QmpCommandError as error:
-            if error.error_class != "CommandNotFound":
-                raise
+        # yank refuses all of a list with an unknown one
+        known = await self._qmp.execute("query-yank", timeout=self._timeout, oob=True)
+        ours = [instance for instance in known if instance.get("node-name") in names]
+        await self._qmp.execute("yank", {"instances": ours}, timeout=self._timeout, oob=True)
 
     # -- mirroring --------------------------------------------------------------------------------
 

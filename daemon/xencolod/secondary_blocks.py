@@ -117,7 +117,7 @@ class SecondaryBlocks(Blocks):
 
         QEMU refuses a disk that is not exported ("The secondary disk doesn't have block backend") and one
         whose active or hidden disk is not as long as the secondary disk. What it started before the
-        refusal goes on: PARTIAL. Active and hidden disks that are not empty it empties.
+        refusal goes on: SPENT. Active and hidden disks that are not empty it empties.
 
         :raises ReplicationError: not every disk is exported, or a replication ran here before.
         :raises QmpCommandError: QEMU refused it.

@@ -5,19 +5,22 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, cast
+
+import trio
 
 from xencolo.disk import Disk, Role
 from xencolo.diskspec import parse
 from xencolo.drives import Form, domain_drives
 from xencolo.graph import device_id
-from xencolod.primary_blocks import PrimaryBlocks
+from xencolod.primary_blocks import Attachment, PrimaryBlocks
 from xencolod.qmp import Qmp, open_qmp
-from xencolod.secondary_blocks import SecondaryBlocks
+from xencolod.secondary_blocks import SecondaryBlocks, Service
 
+KIB = 1 << 10
 SIZE = 1 << 20
 LOOPBACK = "127.0.0.1"
 #: A real QEMU answers long before; only a fault comes near it.
@@ -27,6 +30,9 @@ QEMU = [
     "qemu-system-x86_64",
     *("-machine", "pc,accel=tcg", "-nodefaults", "-display", "none", "-S", "-m", "64"),
 ]
+
+#: Starts a machine: its name, role, form and vdevs.
+Start = Callable[..., "Machine"]
 
 
 class Killed(Exception):
@@ -159,7 +165,7 @@ class Machine:
                 assert image.read(length) == bytes([pattern]) * length, disk.vdev
 
 
-def disks_in(directory: Path, vdevs: tuple[str, ...] = VDEVS) -> list[Disk]:
+def disks_in(directory: Path, vdevs: tuple[str, ...]) -> list[Disk]:
     """Make disks and their images, all empty."""
     directory.mkdir(exist_ok=True)
     return [_disk(directory / vdev, vdev) for vdev in vdevs]
@@ -186,3 +192,101 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])
+
+
+# -- steps: each twice, each over a connection of its own -----------------------------------------
+
+
+async def on_primary(machine: Machine, step: Callable[[PrimaryBlocks], Awaitable[object]]) -> None:
+    for _ in range(2):
+        async with machine.primary() as blocks:
+            await step(blocks)
+
+
+async def on_secondary(
+    machine: Machine, step: Callable[[SecondaryBlocks], Awaitable[object]]
+) -> None:
+    for _ in range(2):
+        async with machine.secondary() as blocks:
+            await step(blocks)
+
+
+async def attachment(machine: Machine) -> Attachment:
+    async with machine.primary() as blocks:
+        return await blocks.observe()
+
+
+async def service(machine: Machine) -> Service:
+    async with machine.secondary() as blocks:
+        return await blocks.observe()
+
+
+async def ready(machine: Machine) -> None:
+    """Wait until the mirrors are."""
+    async with machine.primary() as blocks:
+        with trio.fail_after(DEADLINE):
+            while not (now := await blocks.progress()).ready:
+                assert now.failed is None
+                await trio.sleep(0.01)
+        assert now.done == now.total >= SIZE
+
+
+async def serve(machine: Machine) -> int:
+    port = free_port()
+    await on_secondary(machine, lambda blocks: blocks.serve(LOOPBACK, port))
+    assert await service(machine) is Service.SERVING
+    return port
+
+
+async def copy(primary: Machine, port: int) -> None:
+    """Make the secondary's disks equal; leave the guest paused."""
+    await on_primary(primary, lambda blocks: blocks.connect(LOOPBACK, port))
+    await on_primary(primary, lambda blocks: blocks.mirror(0))
+    assert await attachment(primary) is Attachment.PARTIAL
+    await ready(primary)
+    await on_primary(primary, lambda blocks: blocks.pause())
+    async with primary.primary() as blocks:
+        await blocks.finish_mirror()
+
+
+async def replicate(
+    primary: Machine, secondary: Machine, session: str, port: int | None = None
+) -> None:
+    """Go the whole way from two QEMUs to replication."""
+    await copy(primary, port or await serve(secondary))
+    await on_secondary(secondary, lambda blocks: blocks.start())
+    assert await service(secondary) is Service.REPLICATING
+    await on_primary(primary, lambda blocks: blocks.attach())
+    assert await attachment(primary) is Attachment.PARTIAL
+    await on_secondary(secondary, lambda blocks: blocks.mark(session))
+    await on_primary(primary, lambda blocks: blocks.mark(session))
+    await on_primary(primary, lambda blocks: blocks.resume())
+    assert await attachment(primary) is Attachment.ATTACHED
+    await checkpoint(primary, secondary)
+
+
+async def checkpoint(primary: Machine, secondary: Machine) -> None:
+    async with primary.primary() as one, secondary.secondary() as other:
+        assert (await one.error(), await other.error()) == (None, None)
+        await other.checkpoint()
+        await one.checkpoint()
+
+
+async def fail_over(secondary: Machine) -> None:
+    await on_secondary(secondary, lambda blocks: blocks.failover())
+    async with secondary.secondary() as blocks:
+        with trio.fail_after(DEADLINE):
+            while not await blocks.committed():
+                await trio.sleep(0.01)
+        assert await blocks.error() is None
+    assert await service(secondary) is Service.SPENT
+
+
+async def runs(machine: Machine) -> bool:
+    async with machine.qmp() as qmp:
+        return bool((await qmp.execute("query-status"))["running"])
+
+
+async def go(machine: Machine) -> None:
+    async with machine.qmp() as qmp:
+        await qmp.execute("cont")
