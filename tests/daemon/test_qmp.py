@@ -161,6 +161,35 @@ async def greet(stream: trio.SocketStream) -> None:
     await stream.send_all(b'{"return": {}, "id": 1}\r\n')
 
 
+@pytest.mark.parametrize(
+    ("greeting", "enabled", "execute"),
+    [
+        (GREETING, {}, "execute"),
+        (
+            GREETING.replace(b"9}}}", b'9}}, "capabilities": ["oob"]}'),
+            {"enable": ["oob"]},
+            "exec-oob",
+        ),
+    ],
+    ids=["unable", "able"],
+)
+async def test_out_of_band_where_qemu_can(
+    greeting: bytes, enabled: dict[str, object], execute: str, tmp_path: Path
+) -> None:
+    taken = []
+
+    async def answer(stream: trio.SocketStream) -> None:
+        await stream.send_all(greeting)
+        for number in (1, 2):
+            taken.append(await command(stream))
+            await stream.send_all(b'{"return": {}, "id": %d}\n' % number)
+
+    async with scripted(tmp_path, answer) as path, open_qmp(path, timeout=5) as qmp:
+        await qmp.execute("query-yank", oob=True)
+    assert taken[0]["arguments"] == enabled
+    assert taken[1][execute] == "query-yank"
+
+
 async def test_nobody_listens(tmp_path: Path) -> None:
     path = str(tmp_path / "nobody")
     with pytest.raises(QmpClosed, match=r"QMP at .*nobody: .*No such file"):

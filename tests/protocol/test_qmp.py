@@ -161,6 +161,8 @@ def test_commands_are_one_line_each_with_ids_of_their_own() -> None:
         "arguments": {"name": "a\nb", "path": "/srv/ü"},
         "id": 2,
     }
+    third = session.command("query-yank", {}, oob=True)
+    assert third == (3, b'{"exec-oob": "query-yank", "arguments": {}, "id": 3}\n')
 
 
 def test_replies_out_of_order_are_known_by_their_ids() -> None:
