@@ -382,7 +382,7 @@ def test_a_list_of_commands_cuts_no_sentence(group: list[str]) -> None:
 
 def test_help_answers_at_once() -> None:
     """What makes it slow is what it imports: none of these is needed to say what there is."""
-    slow = ["trio", "rich", "structlog", "msgspec", "xencolo.disk", "xencolod.app"]
+    slow = ["trio", "rich", "structlog", "asyncio", "ssl", "xencolo.disk", "xencolod.app"]
     code = (
         "import sys; from xencolod.cli import main\n"
         "try: main(['--help'])\n"

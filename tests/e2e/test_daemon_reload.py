@@ -29,8 +29,7 @@ def test_another_form_of_the_same_drives_replaces_no_qemu(host: Host) -> None:
     # Once its drives change it is replaced by one in the new form.
     host.store.attach(host.disk(5, "xvdb", XVDB, colo=False))
     host.event("qemu.ended", pid=pid)
-    host.state(5, "running")
-    words = argv_of(host.qemu(5))
+    words = argv_of(host.published(5))
     assert words.count("-drive") == 2
     assert "-blockdev" not in words
     assert host.has_open(5, disk.image)

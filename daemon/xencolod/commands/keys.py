@@ -20,9 +20,9 @@ _DEFAULT = Link().keys
 )
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path), default=_DEFAULT)
 def keys(file: Path) -> None:
-    """Make the key file of the hosts that replicate to each other: once, on one of them.
+    """Make the key file of the hosts that replicate.
 
-    FILE is /etc/xencolo/keys.pem unless given. It is never overwritten. Copy it to each of the
+    Once, on one of them. FILE is /etc/xencolo/keys.pem unless given. It is never overwritten. Copy it to each of the
     hosts, over a way that nobody listens to, and start or restart the daemons: who has it can
     read and write the replicated disks, and who has it not gets no connection. It holds for ten
     years; xencolod's log warns 90 days before the end.

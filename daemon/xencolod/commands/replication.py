@@ -63,7 +63,7 @@ def checkpoint(domid: int, wait: bool, timeout: float | None) -> None:
 def resync(
     domid: int, wait: bool, timeout: float | None, to: str | None, assume_equal: bool
 ) -> None:
-    """Copy the disks of a primary to its secondary, and replicate from then on.
+    """Copy a primary's disks to its secondary, then replicate.
 
     With --assume-equal a wrong assumption is noticed by nobody until a failover.
     """
@@ -97,7 +97,7 @@ def failover(domid: int, wait: bool, timeout: float | None, force: bool) -> None
 @click.command(epilog=examples("xencolo detach 5 --wait"))
 @_waits
 def detach(domid: int, wait: bool, timeout: float | None) -> None:
-    """Stop replicating: a primary goes on alone, until xencolo resync."""
+    """Stop replicating: a primary goes on alone, until a resync."""
     _perform(domid, "detach", wait, timeout)
 
 
