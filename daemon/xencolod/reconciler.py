@@ -313,7 +313,8 @@ class Reconciler:
             known.recheck = True
             emit(self._log, "xenstore.failed", domid=view.domid, error=str(error))
             return
-        if not view.devices and not view.managed and known.supervisor.machine == Machine():
+        # Not before it is withdrawn: a QEMU may have ended while its ending was still published.
+        if decided.status is None and not view.devices and known.supervisor.machine == Machine():
             known.scope.cancel()
             self._hub.remove(view.domid)
             del self._known[view.domid]
