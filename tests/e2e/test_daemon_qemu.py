@@ -328,3 +328,16 @@ class TestEnds:
             lambda: {path.name for path in host.runtime.iterdir()} == {"xencolod.lock"},
             "its socket and pid file are gone",
         )
+
+    def test_one_that_ends_while_its_ending_is_published(self, host: Host) -> None:
+        host.configure(daemon={"settle": 0})
+        host.start()
+        host.store.create(5)
+        disk = host.disk(5)
+        for _ in range(12):
+            mark = host.mark()
+            host.store.attach(disk)
+            host.event("qemu.running", since=mark)
+            host.store.detach(disk)
+            host.event("domain.gone", since=mark)
+            until(lambda: not host.store.exists("/libxl/5/colo"), "all nodes are withdrawn")
