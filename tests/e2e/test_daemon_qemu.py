@@ -95,6 +95,18 @@ class TestStarts:
         assert [e["pid"] for e in host.events("qemu.running")] == [pid]
         assert len(host.events("qemu.starting")) == 2
 
+    def test_a_domain_that_goes_while_it_starts(self, host: Host) -> None:
+        host.configure(qemu={"binary": host.gated_qemu()})
+        host.start()
+        host.domain(5)
+        host.event("qemu.starting", domid=5)
+        host.store.destroy(5)
+        host.event("device.gone", domid=5)
+        host.open_gate()
+        host.event("qemu.ended", domid=5)
+        until(lambda: not host.store.exists("/libxl/5"), "nothing is said of it")
+        assert host.qemus() == host.events("qemu.running") == []
+
     def test_the_environment_of_the_service_is_not_inherited(self, host: Host) -> None:
         host.environment["NOTIFY_SOCKET"] = f"{host.directory}/notify"
         host.start()
