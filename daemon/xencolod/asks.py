@@ -21,6 +21,13 @@ class Asks(Protocol):
         """Send the requests together, in order, and return an answer or error for each."""
 
 
+class Reads(Asks, Protocol):
+    """One that can also read much at once: a client spreads it, a transaction has one connection."""
+
+    async def spread(self, batch: Sequence[Request]) -> list[Answer]:
+        """Send requests whose order does not matter, and return an answer or error for each."""
+
+
 async def ask(to: Asks, request: Request) -> bytes:
     """Return the answer to one request.
 

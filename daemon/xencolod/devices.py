@@ -29,6 +29,7 @@ from xencolo.wire import Op
 from xencolod.xenstore import (
     Asks,
     Client,
+    Reads,
     Transaction,
     absent_as_none,
     demand,
@@ -83,14 +84,14 @@ def _located(here: DevicePaths, backend: bytes | None) -> DevicePaths:
 
 
 async def read_devices(
-    client: Client, paths: Sequence[DevicePaths], trusted: frozenset[int]
+    to: Reads, paths: Sequence[DevicePaths], trusted: frozenset[int]
 ) -> list[Device | None]:
     """Reconstruct devices from their nodes, all in one go; None where there is none.
 
     :raises XenstoreError: xenstored failed; what is wrong with a node is in the device itself.
     """
     batch = [request for device in paths for request in read_requests(device)]
-    answers = await client.spread(batch)
+    answers = await to.spread(batch)
     return [
         device_from_answers(device, answers[i * ANSWERS : (i + 1) * ANSWERS], trusted)
         for i, device in enumerate(paths)

@@ -1,6 +1,6 @@
 """One cycle after the other: read the dirty, plan, perform, say."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
@@ -23,6 +23,7 @@ from xencolo.plan import Domain, Machine, Phase, Plan, Policy, another_guest, dr
 from xencolo.status import DeviceState, DomainState, DomainStatus
 from xencolod.config import Config
 from xencolod.devices import close, domids, trusted_domids
+from xencolod.dirty import Dirty
 from xencolod.hub import Hub
 from xencolod.log import emit
 from xencolod.obeying import Obeying
@@ -33,7 +34,7 @@ from xencolod.publish import Publisher
 from xencolod.replicator import Replicator, Seen
 from xencolod.supervisor import Settings, Supervisor
 from xencolod.views import missing_images, read_domains
-from xencolod.xenstore import Client, Watch, demand, read
+from xencolod.xenstore import Client, Reads, Watch, demand, read
 
 #: What no watch tells of is looked at this often, in seconds: an image that was missing, the end of
 #: somebody else's device model, the size of a domain's memory.
@@ -41,35 +42,6 @@ from xencolod.xenstore import Client, Watch, demand, read
 _RECHECK = 5.0
 #: A pass that xenstored failed, or that found its store empty, is repeated after this many seconds.
 _RETRY = 0.5
-
-
-class Dirty:
-    """Domains to look at: hints fall together here, so a flood of events is one look."""
-
-    def __init__(self) -> None:
-        self.everything = False
-        self._domids: set[int] = set()
-        self._marked = trio.Event()
-
-    def mark(self, domid: int | None = None) -> None:
-        """Mark one domain, or all."""
-        if domid is None:
-            self.everything = True
-        else:
-            self._domids.add(domid)
-        self._marked.set()
-
-    async def wait(self, timeout: float) -> None:
-        """Wait until something is marked, ``timeout`` seconds at the most."""
-        with trio.move_on_after(timeout):
-            await self._marked.wait()
-
-    def take(self) -> tuple[bool, set[int]]:
-        """Return whether all are marked, and the marked ones; nothing is marked any more."""
-        taken = self.everything, self._domids
-        self.everything, self._domids = False, set()
-        self._marked = trio.Event()
-        return taken
 
 
 @dataclass
@@ -204,15 +176,10 @@ class Reconciler:
         if not domains:
             self._done(started, 0, 0)
             return
-        ours = {domid: known.supervisor.machine.pid for domid, known in self._known.items()}
-        views = await read_domains(
-            self._client,
-            sorted(domains),
-            own,
-            trusted_domids(own),
-            ours,
-            xen=self._settings.xen,
-        )
+        views = await self._read(self._client, sorted(domains))
+        if doubtful := [domid for domid, view in views.items() if self._has_new_errors(view)]:
+            # Read while it was written or removed, perhaps: a transaction shows it as it was at once.
+            views |= await self._client.transaction(lambda to: self._read(to, doubtful))
         self._unproven -= {d for d in self._unproven & views.keys() if self._proves(views[d])}
         views = {domid: view for domid, view in views.items() if domid not in self._unproven}
         missing = await self._missing_images(views.values())
@@ -220,6 +187,22 @@ class Reconciler:
             for view in views.values():
                 nursery.start_soon(self._settle, view, missing.get(view.domid, {}))
         self._done(started, len(views), sum(len(view.devices) for view in views.values()))
+
+    async def _read(self, to: Reads, domids: Sequence[int]) -> dict[int, Domain]:
+        own = self._config.daemon.domid
+        ours = {domid: known.supervisor.machine.pid for domid, known in self._known.items()}
+        return await read_domains(
+            to, domids, own, trusted_domids(own), ours, xen=self._settings.xen
+        )
+
+    def _has_new_errors(self, view: Domain) -> bool:
+        known = self._known.get(view.domid)
+        before = known.complaints if known else {}
+        return any(
+            (devid, error.path, error.kind) not in before
+            for devid, device in view.devices.items()
+            for error in device.errors
+        )
 
     async def _recognise(self, own: int) -> None:
         """Look for the daemon's mark: a store without it is another than the one of the pass before.
@@ -313,7 +296,8 @@ class Reconciler:
             known.recheck = True
             emit(self._log, "xenstore.failed", domid=view.domid, error=str(error))
             return
-        if not view.devices and not view.managed and known.supervisor.machine == Machine():
+        # Not before it is withdrawn: a QEMU may have ended while its ending was still published.
+        if decided.status is None and not view.devices and known.supervisor.machine == Machine():
             known.scope.cancel()
             self._hub.remove(view.domid)
             del self._known[view.domid]

@@ -24,7 +24,7 @@ from xencolo.paths import (
 from xencolo.plan import Domain
 from xencolo.status import COMMAND, GENERATION, ROLE, STATE, parse_role
 from xencolod.devices import read_devices
-from xencolod.xenstore import Answer, Client, absent_as_none, names_in
+from xencolod.xenstore import Answer, Reads, absent_as_none, names_in
 
 #: libxl's names of the device models that it starts itself.
 _LIBXL_DEVICE_MODELS = {b"qemu_xen", b"qemu_xen_traditional"}
@@ -86,7 +86,7 @@ _COUNT = len(_Nodes._fields) + 4
 
 
 async def read_domains(
-    client: Client,
+    to: Reads,
     domids: Sequence[int],
     own_domid: int,
     trusted: frozenset[int],
@@ -101,15 +101,15 @@ async def read_domains(
     :raises XenstoreError: xenstored failed.
     """
     batch = [request for domid in domids for request in _domain_requests(domid, own_domid)]
-    answers = await client.spread(batch)
+    answers = await to.spread(batch)
     heads = {domid: answers[i * _COUNT : (i + 1) * _COUNT] for i, domid in enumerate(domids)}
     places = [
         DevicePaths(domid, devid, own_domid)
         for domid in domids
-        for devid in await _devids(client, domid, own_domid, heads[domid][-2:])
+        for devid in await _devids(to, domid, own_domid, heads[domid][-2:])
     ]
     devices: dict[int, dict[int, Device]] = {domid: {} for domid in domids}
-    for place, device in zip(places, await read_devices(client, places, trusted), strict=True):
+    for place, device in zip(places, await read_devices(to, places, trusted), strict=True):
         if device:
             devices[place.domid][place.devid] = device
     return {
@@ -118,12 +118,10 @@ async def read_domains(
     }
 
 
-async def _devids(
-    client: Client, domid: int, own_domid: int, listings: Sequence[Answer]
-) -> list[int]:
+async def _devids(to: Reads, domid: int, own_domid: int, listings: Sequence[Answer]) -> list[int]:
     names: list[str] = []
     for path, answer in zip(_listings(domid, own_domid), listings, strict=True):
-        names += await names_in(client, path, answer)
+        names += await names_in(to, path, answer)
     return numbers(names, parse_devid)
 
 

@@ -23,6 +23,7 @@ from xencolo.wire import Op, Packet, split
 from xencolod.asks import (
     TRANSACTION_ATTEMPTS,
     Asks,
+    Reads,
     absent_as_none,
     ask,
     demand,
@@ -88,6 +89,10 @@ class Transaction:
         """Send the requests together, in order, inside the transaction."""
         under_way = self._connection.submit(batch, self._tx_id)
         return await self._connection.wait(under_way, self._timeout)
+
+    async def spread(self, batch: Sequence[Request]) -> list[Answer]:
+        """Send the requests as :meth:`batch`: a transaction lives on one connection."""
+        return await self.batch(batch)
 
     async def end(self) -> None:
         """Commit.
@@ -376,6 +381,7 @@ __all__ = [
     "Answer",
     "Asks",
     "Client",
+    "Reads",
     "Transaction",
     "Watch",
     "absent_as_none",

@@ -251,3 +251,16 @@ def test_two_disks_with_one_export_are_both_in_error(host: Host) -> None:
     rewrite(host, second, "colo-export", "other")
     host.state(5, "running")
     assert host.has_open(5, first.image, second.image)
+
+
+def test_a_disk_is_never_seen_half_written_or_half_removed(host: Host) -> None:
+    host.start()
+    host.store.create(5)
+    host.store.write("/libxl/5/colo/role", "chief")  # no QEMU is to start
+    disk = host.disk(5)
+    for _ in range(100):
+        host.store.attach(disk)
+        host.store.detach(disk)
+    host.barrier()
+    assert host.events("device.error") == []
+    assert host.events("xenstore.failed") == []

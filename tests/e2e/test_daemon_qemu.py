@@ -95,6 +95,18 @@ class TestStarts:
         assert [e["pid"] for e in host.events("qemu.running")] == [pid]
         assert len(host.events("qemu.starting")) == 2
 
+    def test_a_domain_that_goes_while_it_starts(self, host: Host) -> None:
+        host.configure(qemu={"binary": host.gated_qemu()})
+        host.start()
+        host.domain(5)
+        host.event("qemu.starting", domid=5)
+        host.store.destroy(5)
+        host.event("device.gone", domid=5)
+        host.open_gate()
+        host.event("qemu.ended", domid=5)
+        until(lambda: not host.store.exists("/libxl/5"), "nothing is said of it")
+        assert host.qemus() == host.events("qemu.running") == []
+
     def test_the_environment_of_the_service_is_not_inherited(self, host: Host) -> None:
         host.environment["NOTIFY_SOCKET"] = f"{host.directory}/notify"
         host.start()
@@ -328,3 +340,16 @@ class TestEnds:
             lambda: {path.name for path in host.runtime.iterdir()} == {"xencolod.lock"},
             "its socket and pid file are gone",
         )
+
+    def test_one_that_ends_while_its_ending_is_published(self, host: Host) -> None:
+        host.configure(daemon={"settle": 0})
+        host.start()
+        host.store.create(5)
+        disk = host.disk(5)
+        for _ in range(12):
+            mark = host.mark()
+            host.store.attach(disk)
+            host.event("qemu.running", since=mark)
+            host.store.detach(disk)
+            host.event("domain.gone", since=mark)
+            until(lambda: not host.store.exists("/libxl/5/colo"), "all nodes are withdrawn")
