@@ -328,6 +328,8 @@ COMMANDS = [
     ["role", "5", "primary"],
     ["status"],
     ["status", "--watch"],
+    ["detach", "5"],
+    ["failover", "5", "--force"],
     ["domain", "create", "5"],
     ["domain", "destroy", "5"],
     ["domain", "restore", "5", "--checkpointed-stream", "colo"],

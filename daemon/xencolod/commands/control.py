@@ -86,8 +86,7 @@ async def perform(
     known = msgspec.structs.replace(command, id=secrets.token_hex(8))
     deadline = trio.current_time() + (timeout or float("inf"))
     async with client.watch(colo_path(domid)) as watch:
-        await give(client, domid, known)
-        await _taken(client, watch, domid, known, timeout or PROMPT)
+        await _hand_over(client, watch, domid, known, timeout or PROMPT)
         following = _Following(client, watch, domid, known, show)
         with trio.move_on_at(deadline):
             return await following.done() if wait else await following.answer()
@@ -98,22 +97,23 @@ async def perform(
         )
 
 
-async def _taken(
+async def _hand_over(
     client: Client, watch: Watch, domid: int, command: Command, timeout: float
 ) -> None:
-    """Wait until the node holds the command no longer; take it back when that lasts too long.
+    """Give the command and wait until it is taken; take it back when that lasts too long.
 
-    It is also taken back from a waiter who is interrupted: a failover must not happen hours later.
+    It is taken back for one who is interrupted as well: a failover must not happen hours later.
     """
     taken = False
     try:
+        await give(client, domid, command)
         with trio.move_on_after(timeout):
             while await read(client, command_path(domid)) == render(command):
                 await changed(watch)
             taken = True
     finally:
         if not taken:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + PROMPT):
+            with trio.CancelScope(shield=True):  # each request has the client's deadline
                 taken = not await take_back(client, domid, command)
     if not taken:
         raise CommandError(

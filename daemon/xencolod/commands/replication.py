@@ -80,14 +80,14 @@ def resync(
 @click.option(
     "--force",
     is_flag=True,
-    help="Even though the primary answers, or the disks hold no checkpoint of it.",
+    help="Even though the disks hold no checkpoint of the primary.",
 )
 def failover(domid: int, wait: bool, timeout: float | None, force: bool) -> None:
     """Let a secondary take over from its primary.
 
     What the primary wrote since the last checkpoint is lost. With --force on a secondary without a
-    checkpoint the disks may hold what no guest ever saw; if the primary lives, the two go separate
-    ways, and what is written on one of them is lost with the next resync.
+    checkpoint the disks may hold what no guest ever saw. If the primary lives, which xencolod can't
+    know, the two go separate ways, and what is written on one is lost with the next resync.
     """
     if force:
         run(lambda client: _say_what_is_lost(client, domid))
