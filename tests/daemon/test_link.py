@@ -496,7 +496,16 @@ async def test_a_server_that_talks_nonsense_is_lost(line: bytes, why: str) -> No
 
 @BOTH
 async def test_a_flood_of_connections_keeps_nobody_out(security: Security) -> None:
-    async with served(security=security) as end:
+    flooded = trio.Event()
+
+    async def answer(request: Request, peer: Peer) -> Reply:
+        if peer.hello.name == "early":
+            await flooded.wait()
+        return await welcome(request, peer)
+
+    early = Hello(uuid=HELLO.uuid, name="early", generation=1)
+    async with served(answer, security) as end, end.raw() as waiting:
+        await waiting.send_all(hello_line(1, early))
         flood = [
             await trio.open_tcp_stream("127.0.0.1", end.port)
             for _ in range(listener.PENDING_MAX * 3)
@@ -507,6 +516,8 @@ async def test_a_flood_of_connections_keeps_nobody_out(security: Security) -> No
         for stream in flood:
             await trio.aclose_forcefully(stream)
         assert await end.is_well()
+        flooded.set()
+        assert decode_reply(await read_line(waiting)) == (1, WELCOME)
         # A flood does not fill the journal either.
         assert 1 <= len(end.events("link.refused")) <= 5
 
@@ -537,6 +548,27 @@ async def test_more_domains_than_fit_are_refused_until_one_leaves(
             assert refused.value.kind == "busy"
         await end.until_logged("link.lost")
         assert await end.is_well()
+
+
+async def test_a_burst_of_connections_is_bounded_too() -> None:
+    """All are there before the first is served."""
+    async with served() as end:
+        flood = []
+        for _ in range(listener.PENDING_MAX * 3):
+            stream = trio.socket.socket()
+            await stream.bind(("127.0.0.1", 0))
+            flood.append(stream)
+        async with trio.open_nursery() as nursery:
+            for stream in flood:
+                nursery.start_soon(stream.connect, ("127.0.0.1", end.port))
+        assert await end.is_well()
+        open_now = 0
+        for stream in flood:
+            with trio.move_on_after(0.001) as waiting:
+                assert await stream.recv(1) == b""
+            open_now += waiting.cancelled_caught
+            stream.close()
+        assert open_now <= listener.PENDING_MAX
 
 
 async def test_more_requests_than_fit_end_the_connection() -> None:
@@ -694,6 +726,26 @@ async def test_a_reset_connection_is_closed_too() -> None:
     ):
         with pytest.raises(LinkClosed, match="reset by peer"):
             await link.ask(HELLO)
+
+
+async def test_the_handler_is_told_of_a_peer_that_did_not_wait_for_its_welcome() -> None:
+    asked = trio.Event()
+
+    async def never(_request: Request, _peer: Peer) -> Reply:
+        asked.set()
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with served(never) as end:
+        async with end.raw() as stream:
+            await stream.send_all(hello_line())
+            await asked.wait()
+        with trio.fail_after(rig.TIMEOUT):
+            while not end.gone:
+                await trio.sleep(0.01)
+        assert isinstance(end.gone[0].lost, LinkClosed)
+        assert not end.events("link.lost")
+        assert not end.events("link.refused")
 
 
 async def test_the_handler_can_end_a_peer() -> None:
