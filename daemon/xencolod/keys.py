@@ -144,6 +144,7 @@ def _certificate(
     authority: x509.Certificate,
     authority_key: ec.EllipticCurvePrivateKey,
     now: datetime,
+    hostname: str = HOSTNAME,
 ) -> x509.Certificate:
     usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     identifier = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
@@ -153,7 +154,7 @@ def _certificate(
         # QEMU refuses a critical one without keyEncipherment, which is none of this key's uses.
         .add_extension(x509.KeyUsage(**_NO_USE | {"digital_signature": True}), critical=False)
         .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(HOSTNAME)]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(hostname)]), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier),
             critical=False,

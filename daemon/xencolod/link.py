@@ -7,6 +7,7 @@ A connection has a task that reads, one that writes whole lines, and one that pi
 cancelling who asks never leaves half a line. What either end waits for has a deadline.
 """
 
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import NamedTuple, overload
@@ -77,7 +78,7 @@ class Wire:
         except trio.TooSlowError:
             raise LinkSilent(f"it did not read for {self._timeout:g} s") from None
         except trio.BrokenResourceError as error:
-            raise LinkClosed(f"the connection broke: {error.__cause__ or error}") from error
+            raise _broken(error) from error
 
     async def read(self) -> list[bytes]:
         """Wait for the next lines, without a deadline.
@@ -90,7 +91,7 @@ class Wire:
             try:
                 data = await self.stream.receive_some(_RECEIVE)
             except trio.BrokenResourceError as error:
-                raise LinkClosed(f"the connection broke: {error.__cause__ or error}") from error
+                raise _broken(error) from error
             if not data:
                 raise LinkClosed("it closed the connection")
             # Seen at once: what speaks something else may wait for an answer.
@@ -102,6 +103,12 @@ class Wire:
             self._begun = True
             lines = self._framer.feed(bytes(data))
         return lines
+
+
+def _broken(error: trio.BrokenResourceError) -> LinkClosed:
+    if isinstance(error.__cause__, ssl.SSLEOFError):
+        return LinkClosed("it closed the connection without a good-bye")
+    return LinkClosed(f"the connection broke: {error.__cause__ or error}")
 
 
 async def close(stream: trio.abc.Stream) -> None:
@@ -174,7 +181,8 @@ class Link:
         :raises LinkClosed: the link is or was lost.
         :raises LinkProtocolError: the request can't be sent, or the other end talks nonsense.
         """
-        self._raise_if_lost()
+        if self._ended.is_set():
+            raise self._loss()
         self._last_id += 1
         line = encode(self._last_id, request)
         send, receive = trio.open_memory_channel[Welcome | Done | Refusal](1)
@@ -189,10 +197,9 @@ class Link:
                     self._greeted.set()
                 reply = await receive.receive()
         except trio.TooSlowError:
-            raise LinkSilent(f"{self._where} did not answer {what} within {seconds:g} s") from None
+            raise LinkSilent(f"{self._where}: no answer to {what} within {seconds:g} s") from None
         except trio.EndOfChannel:
-            self._raise_if_lost()
-            raise LinkClosed(f"{self._where}: closed before {what} was answered") from None
+            raise self._loss() from None
         if isinstance(reply, Refusal):
             raise LinkRefused(reply.kind, reply.reason, reply.generation)
         return reply
@@ -200,17 +207,19 @@ class Link:
     async def wait_closed(self) -> LinkError:
         """Wait until the link is lost, and return why; pings are the deadline."""
         await self._ended.wait()
-        return self.lost or LinkClosed(f"{self._where}: closed by this host")
+        return self._loss()
 
-    def _raise_if_lost(self) -> None:
-        if self.lost:
-            raise type(self.lost)(*self.lost.args)
+    def _loss(self) -> LinkError:
+        """A new one each time: several tasks may raise it."""
+        if self.lost is None:
+            return LinkClosed(f"{self._where}: closed by this host")
+        return type(self.lost)(*self.lost.args)
 
     async def run(self) -> None:
         """Keep the link until it is lost; then all that wait for an answer end with the reason."""
         try:
             lost = await first_failure(self._wire.write, self._receive, self._ping)
-            self.lost = type(lost)(f"{self._where}: {lost}")
+            self.lost = type(lost)(f"{self._where}: {str(lost).removeprefix(f'{self._where}: ')}")
         finally:
             for question in self._questions.values():
                 question.channel.close()
@@ -222,11 +231,12 @@ class Link:
                 self._take(*decode_reply(line))
 
     def _take(self, number: int, reply: Reply) -> None:
-        question = self._questions.pop(number, None)
+        question = self._questions.get(number)
         if question is None:
             raise LinkProtocolError(f"it answers {number}, which was not asked")
         if not isinstance(reply, question.expected | Refusal):
             raise LinkProtocolError(f"it answers {reply!r} where that is no answer")
+        del self._questions[number]
         try:
             question.channel.send_nowait(reply)
         except trio.BrokenResourceError:
@@ -237,7 +247,10 @@ class Link:
         await self._greeted.wait()  # no deadline: who asks has one
         while True:
             await trio.sleep(self._ping_interval)
-            await self.ask(Ping())
+            try:
+                await self.ask(Ping())
+            except LinkRefused as error:
+                raise LinkProtocolError(f"it refuses a ping: {error.reason}") from error
 
 
 @asynccontextmanager

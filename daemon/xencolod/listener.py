@@ -1,7 +1,7 @@
 """The link on trio, the answering end: other hosts' daemons connect, say hello and ask.
 
-Anybody on the network can connect, so what has not been welcomed is bounded in number, in time and
-in bytes, and can't keep others out: one more drops the oldest.
+Anybody on the network can connect, so who has not said hello, which takes the keys, is bounded in
+number, in time and in bytes, and can't keep others out: one more drops the oldest.
 """
 
 from collections.abc import Awaitable, Callable
@@ -35,9 +35,9 @@ from xencolod.link import Wire, close, first_failure
 from xencolod.log import Logger, emit
 from xencolod.security import Security, secure
 
-#: Connections that have not been welcomed yet.
+#: Connections that have not said hello yet.
 PENDING_MAX = 64
-#: Connections that have been welcomed, one a domain; one more is refused.
+#: Connections that have, one a domain; one more is refused and closed.
 PEERS_MAX = 512
 #: Requests that one connection may have waiting, beside pings; one more ends it.
 REQUESTS_MAX = 8
@@ -105,7 +105,9 @@ class _Server:
         """Serve one connection until it is over; what the other end does ends nothing else."""
         connection = _Connection(self, _address(stream))
         if len(self._pending) >= PENDING_MAX:
-            next(iter(self._pending)).end("dropped for newer connections: too many said no hello")
+            oldest = next(iter(self._pending))
+            del self._pending[oldest]
+            oldest.end(f"dropped for newer ones: {PENDING_MAX} had not said hello yet")
         self._pending[connection] = None
         try:
             await connection.serve(stream)
@@ -113,10 +115,13 @@ class _Server:
             self._pending.pop(connection, None)
             self._leave(connection)
 
-    def welcome(self, connection: "_Connection", peer: Peer) -> None:
-        """Take a connection in for good."""
-        del self._pending[connection]
+    def said_hello(self, connection: "_Connection", peer: Peer) -> None:
+        """Take in a connection that has shown its keys and its version."""
+        self._pending.pop(connection, None)
         self.peers.add(peer)
+
+    def welcome(self, peer: Peer) -> None:
+        """Note that a hello was answered by a welcome."""
         peer.welcomed = True
         hello = peer.hello
         emit(self._log, "link.connected", peer=peer.address, uuid=hello.uuid, name=hello.name)
@@ -126,10 +131,10 @@ class _Server:
         if peer is None:
             self._refused(connection.address, lost)
             return
+        self.peers.remove(peer)
         peer.lost = lost
         peer.closed.set()
-        if peer in self.peers:
-            self.peers.remove(peer)
+        if peer.welcomed:
             emit(
                 self._log,
                 "link.lost",
@@ -138,7 +143,7 @@ class _Server:
                 kind=_LOST_KINDS[type(lost)],
                 error=str(lost),
             )
-            self._on_gone(peer)
+        self._on_gone(peer)
 
     def _refused(self, address: str, error: LinkError) -> None:
         now = trio.current_time()
@@ -178,7 +183,7 @@ class _Connection:
         self._asked, self._requests = trio.open_memory_channel[tuple[int, Request]](REQUESTS_MAX)
         self.address = address
         self.peer: Peer | None = None
-        self.lost: LinkError = LinkClosed("this host's daemon ended")
+        self.lost: LinkError = LinkClosed("this host listens no more")
 
     def end(self, reason: str) -> None:
         """End it from this side."""
@@ -201,10 +206,13 @@ class _Connection:
                 wire = Wire(await secure(stream, context, server=True), self._server.timeout)
                 first, *more = await wire.read()
             number, hello = decode_opening(first)
+            if not isinstance(hello, Refusal) and len(self._server.peers) >= PEERS_MAX:
+                hello = _FULL
             if isinstance(hello, Refusal):
                 await wire.write_line(encode(number, hello))
-                return LinkProtocolError(hello.reason)
+                return LinkClosed(hello.reason)
             self.peer = peer = Peer(self.address, hello, self.end)
+            self._server.said_hello(self, peer)
             self._take(number, hello)
             return await first_failure(
                 wire.write, partial(self._receive, wire, more), partial(self._work, wire, peer)
@@ -248,12 +256,10 @@ class _Connection:
             return await self._ask(request, peer) if peer.welcomed else _NOT_WELCOMED
         if peer.welcomed:
             return _WELCOMED
-        if len(server.peers) >= PEERS_MAX:
-            return _FULL
         peer.hello = request
         reply = await self._ask(request, peer)
         if isinstance(reply, Welcome):
-            server.welcome(self, peer)
+            server.welcome(peer)
         return reply
 
     async def _ask(self, request: Request, peer: Peer) -> Reply:
@@ -294,7 +300,8 @@ async def serve_link(
         with who asks. Cancelled when the connection is over. An XencoloError that it raises is
         answered as a refusal, ``failed``.
     :param timeout: seconds for TLS and hello together, then for a silence.
-    :param on_gone: is told of each welcomed peer whose connection is over; `Peer.lost` says why.
+    :param on_gone: is told of each peer whose connection is over, welcomed or not; `Peer.lost` says
+        why.
     :raises ConfigError: the address can't be had.
     """
     server = _Server(security, answer, on_gone, timeout, log)

@@ -17,11 +17,6 @@ class LineFramer:
         self._limit = limit
         self._error = error
 
-    @property
-    def rest(self) -> bytes:
-        """The line that has begun and not ended."""
-        return bytes(self._buffer)
-
     def feed(self, data: bytes) -> list[bytes]:
         """Take bytes, return the lines that they complete; empty ones are left out.
 

@@ -4,7 +4,8 @@ One JSON object a line, either way: ``{"id": 1, "message": {"type": "hello", ...
 daemon asks, the secondary's answers, each answer with the id of what was asked. Ids grow. A
 connection is about one domain, which :class:`Hello`, its first message, names.
 
-All versions agree on this much: the frame, and that a hello has ``type`` and ``version``.
+All versions agree on this much: the frame, that a hello has ``type`` and ``version``, and what a
+refusal is.
 """
 
 from typing import Annotated, Literal, TypeVar, get_args
