@@ -116,7 +116,7 @@ async def make_whole(chain: Chain) -> None:
     secondary = await _node(chain.secondary, FORMATS[chain.format])
     for path in (chain.hidden, chain.active):
         overlay = await _node(path, "qcow2") | {"backing": secondary}
-        await _qemu_img(path, "commit", "-q", "-d", _named(overlay), seconds=math.inf)
+        await _qemu_img(path, "commit", "-q", "-d", _named(overlay), bounded=False)
     await _in_thread(chain.secondary, _sync, Path(chain.secondary))
 
 
@@ -293,12 +293,14 @@ async def _in_thread(path: str, work: Callable[..., _T], *arguments: object) -> 
         raise ImageError(path, str(error.strerror)) from error
 
 
-async def _qemu_img(path: str, *arguments: str, seconds: float = DEADLINE) -> bytes:
+async def _qemu_img(path: str, *arguments: str, bounded: bool = True) -> bytes:
     """Return what qemu-img prints, the first `_OUTPUT_MAX` bytes of it; cancelled, it is killed.
 
     :param path: the image that this is about.
-    :raises ImageError: it failed, with its own words, or took longer than ``seconds``.
+    :param bounded: whether it has no more to do than `DEADLINE` allows.
+    :raises ImageError: it failed, with its own words, or was too slow.
     """
+    seconds = DEADLINE if bounded else math.inf
     try:
         process = await trio.lowlevel.open_process(
             ["qemu-img", *arguments],

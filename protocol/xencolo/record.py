@@ -102,7 +102,7 @@ def chain_of(disk: Disk) -> Chain:
     try:
         return msgspec.convert(given, Chain)
     except msgspec.ValidationError as error:
-        raise RecordError(f"{disk.vdev} has no chain of images: {error}") from None
+        raise RecordError(f"no chain of images for {disk.vdev}: {error}") from None
 
 
 def render(record: Record) -> bytes:
