@@ -101,7 +101,7 @@ async def test_the_length_while_a_qemu_uses_it(tmp_path: Path) -> None:
 
 async def test_a_format_is_never_guessed(tmp_path: Path) -> None:
     path = create(tmp_path / "image", "qcow2")
-    assert await length(path, Format.RAW) == Path(path).stat().st_size
+    assert await length(path, Format.RAW) < SIZE
     path = create(tmp_path / "image", "raw")
     with pytest.raises(ImageError, match=rf"^{path}: Image is not in qcow2 format$"):
         await length(path, Format.QCOW2)
@@ -199,8 +199,8 @@ async def test_what_may_be_somebodys_disk_is_never_replaced(
             run("qemu-img", "snapshot", "-c", "before", str(path))
         case "encrypted":
             secret = ("--object", "secret,id=s,data=x")
-            luks = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
-            create(path, "qcow2", SIZE, *secret, "-o", luks)
+            key = "encrypt.format=aes,encrypt.key-secret=s"
+            create(path, "qcow2", SIZE, *secret, "-o", key)
         case "torn":
             create(path)
             os.truncate(path, 100)
@@ -311,16 +311,16 @@ async def test_a_hostile_name_is_only_a_name(name: str, disk: Disk) -> None:
 MIB = 1 << 20
 
 
-def replicated(disk: Disk) -> bytes:
+def replicated(disk: Disk, below: int = 1) -> bytes:
     """Fill the three as replication does; return what the guest sees through them."""
     for field in ("active_disk", "hidden_disk"):
         create(path_of(disk, field))
-    qemu_io(disk.pdev_path or "", FORMATS[disk.format], "write -P 1 0 6M")
+    qemu_io(disk.pdev_path or "", FORMATS[disk.format], f"write -P {below} 0 6M")
     qemu_io(disk.hidden_disk or "", "qcow2", "write -P 2 1M 3M")
     qemu_io(
         disk.active_disk or "", "qcow2", "write -P 3 2M 1M", "write -z 3M 1M", "write -P 4 7M 1M"
     )
-    return b"".join(bytes([part]) * MIB for part in (1, 2, 3, 0, 1, 1, 0, 4))
+    return b"".join(bytes([part]) * MIB for part in (below, 2, 3, 0, below, below, 0, 4))
 
 
 def content(disk: Disk, directory: Path) -> bytes:
@@ -374,7 +374,9 @@ async def test_broken_off_and_done_again(disk: Disk, tmp_path: Path) -> None:
 async def test_a_full_disk_loses_nothing(disk: Disk, tmp_path: Path) -> None:
     with small_disk(tmp_path / "full", "10M") as directory:
         disk = replace(disk, pdev_path=create(directory / "secondary", "raw"))
-        seen = replicated(disk)
+        seen = replicated(disk, below=0)
+        for size in (0, SIZE):  # all of it is sparse, so there must be room for each write
+            os.truncate(disk.pdev_path or "", size)
         filler = fill(directory)
         with pytest.raises(ImageError, match="No space left on device"):
             await make_whole(chain_of(disk))
@@ -421,7 +423,7 @@ async def test_what_is_no_chain_is_not_touched(
 
 
 @pytest.fixture
-def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def stub(disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A qemu-img that hangs in a child of its own, as the real one does on a dead storage."""
     program = tmp_path / "bin" / "qemu-img"
     program.parent.mkdir()
