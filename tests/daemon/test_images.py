@@ -4,10 +4,12 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 from msgspec.structs import replace
@@ -16,7 +18,7 @@ from tests.daemon.disk_rig import DEADLINE, fill, names, qemu_io, run, small_dis
 from xencolo.disk import Disk, Format
 from xencolo.errors import ImageError
 from xencolo.graph import FORMATS
-from xencolo.record import chain_of
+from xencolo.record import Chain, chain_of
 from xencolod import images
 from xencolod.images import State, check, length, make_whole, prepare
 
@@ -162,9 +164,9 @@ async def test_a_used_one_is_made_anew_when_told_to(command: str, disk: Disk) ->
 async def test_one_with_very_many_extents_is_used(disk: Disk) -> None:
     disk = replace(disk, pdev_path=create(path_of(disk, "pdev_path"), "raw", 1 << 30))
     await prepare(disk, make=True)
-    writes = [f"write -z {number * 128}k 64k" for number in range(1000)]
+    writes = [f"write -z {number * 128}k 64k" for number in range(5000)]
     qemu_io(disk.active_disk or "", "qcow2", *writes)
-    assert len(run("qemu-img", "map", "--output=json", disk.active_disk or "")) > 1 << 16
+    assert len(run("qemu-img", "map", "--output=json", disk.active_disk or "")) > 1 << 20
     assert await states(disk) == [State.USED, State.EMPTY]
 
 
@@ -371,6 +373,43 @@ async def test_broken_off_and_done_again(disk: Disk, tmp_path: Path) -> None:
     assert content(disk, tmp_path) == seen
 
 
+_MAKER = """
+import sys, msgspec, trio
+from xencolo.record import Chain
+from xencolod.images import make_whole
+print(flush=True)
+trio.run(make_whole, msgspec.json.decode(sys.argv[1], type=Chain))
+"""
+
+
+@pytest.mark.parametrize("milliseconds", [0, 20, 30, 40, 50])
+async def test_killed_with_its_daemon_and_done_by_the_next(
+    milliseconds: int, disk: Disk, tmp_path: Path
+) -> None:
+    seen = replicated(disk)
+    chain = chain_of(disk)
+    argv = [sys.executable, "-c", _MAKER, msgspec.json.encode(chain).decode()]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as maker:
+        assert maker.stdout
+        maker.stdout.readline()
+        await trio.sleep(milliseconds / 1000)  # the moment: any will do
+        maker.kill()
+    # Its qemu-img goes on without it, and keeps the next one out until it has ended.
+    with trio.fail_after(DEADLINE):
+        while not await _made_whole(chain):
+            await trio.sleep(0.01)
+    assert content(disk, tmp_path) == seen
+
+
+async def _made_whole(chain: Chain) -> bool:
+    try:
+        await make_whole(chain)
+    except ImageError as error:
+        assert "lock" in error.reason
+        return False
+    return True
+
+
 async def test_a_full_disk_loses_nothing(disk: Disk, tmp_path: Path) -> None:
     with small_disk(tmp_path / "full", "10M") as directory:
         disk = replace(disk, pdev_path=create(directory / "secondary", "raw"))
@@ -423,7 +462,7 @@ async def test_what_is_no_chain_is_not_touched(
 
 
 @pytest.fixture
-def stub(disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A qemu-img that hangs in a child of its own, as the real one does on a dead storage."""
     program = tmp_path / "bin" / "qemu-img"
     program.parent.mkdir()
@@ -440,10 +479,10 @@ async def ended(pid: int) -> None:
             await trio.sleep(0.01)
 
 
-async def test_a_cancelled_one_is_ended_with_all_its_children(stub: Path, disk: Disk) -> None:
+async def test_a_cancelled_one_is_ended_with_all_its_children(disk: Disk, stub: Path) -> None:
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(length, disk.pdev_path, disk.format)
+            nursery.start_soon(length, disk.pdev_path or "", disk.format)
             with trio.fail_after(DEADLINE):
                 while not stub.exists() or not stub.read_text():
                     await trio.sleep(0.01)
@@ -453,7 +492,7 @@ async def test_a_cancelled_one_is_ended_with_all_its_children(stub: Path, disk: 
 
 
 async def test_storage_that_does_not_answer_has_a_deadline(
-    stub: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+    disk: Disk, stub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(images, "DEADLINE", 0.3)
     with pytest.raises(ImageError, match=r"qemu-img info took longer than 0\.3 s; is the storage"):
@@ -467,7 +506,7 @@ async def test_without_qemu_img(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> 
         await length(disk.pdev_path or "", disk.format)
 
 
-async def test_one_that_was_killed_says_so(stub: Path, disk: Disk) -> None:
+async def test_one_that_was_killed_says_so(disk: Disk, stub: Path) -> None:
     async with trio.open_nursery() as nursery:
 
         async def fails() -> None:
