@@ -1,8 +1,8 @@
 """The images of a replicated disk, by qemu-img: looked at, made, and made whole after a failover.
 
 No format is ever guessed: each image is named to qemu-img as QEMU's own options, with its format and what is
-below it. QEMU's file locks hold here too: what a QEMU or qemu-img of this host uses can't be changed, not even
-by a daemon that comes after one that was killed.
+below it. QEMU's file locks hold here too: what a QEMU uses can't be changed, nor what a qemu-img uses that a
+killed daemon left behind.
 """
 
 import hashlib

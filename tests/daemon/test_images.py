@@ -66,8 +66,13 @@ def used_by_qemu(path: str, image_format: str) -> Iterator[None]:
     argv += ["-S", "-drive", drive, "-qmp", "stdio"]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as qemu:
         try:
+            assert qemu.stdin
             assert qemu.stdout
             assert b"QMP" in qemu.stdout.readline()
+            # The greeting comes before the drives are opened, an answer after.
+            qemu.stdin.write(b'{"execute":"qmp_capabilities"}\n')
+            qemu.stdin.flush()
+            assert qemu.stdout.readline() == b'{"return": {}}\r\n'
             yield
         finally:
             qemu.kill()
@@ -164,7 +169,7 @@ async def test_a_used_one_is_made_anew_when_told_to(command: str, disk: Disk) ->
 async def test_one_with_very_many_extents_is_used(disk: Disk) -> None:
     disk = replace(disk, pdev_path=create(path_of(disk, "pdev_path"), "raw", 1 << 30))
     await prepare(disk, make=True)
-    writes = [f"write -z {number * 128}k 64k" for number in range(5000)]
+    writes = [f"write -z {number * 128}k 64k" for number in range(6000)]
     qemu_io(disk.active_disk or "", "qcow2", *writes)
     assert len(run("qemu-img", "map", "--output=json", disk.active_disk or "")) > 1 << 20
     assert await states(disk) == [State.USED, State.EMPTY]
@@ -405,8 +410,9 @@ async def _made_whole(chain: Chain) -> bool:
     try:
         await make_whole(chain)
     except ImageError as error:
-        assert "lock" in error.reason
-        return False
+        if "lock" in error.reason:
+            return False
+        raise
     return True
 
 
