@@ -2,11 +2,13 @@
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -467,43 +469,82 @@ async def test_what_is_no_chain_is_not_touched(
 # -- qemu-img -----------------------------------------------------------------------------------
 
 
+class Hanging:
+    """A qemu-img that is the real one except for a word, then it hangs, in a child of its own."""
+
+    def __init__(self, directory: Path, word: str) -> None:
+        self.file = directory / "pid"
+        program = directory / "qemu-img"
+        program.write_text(
+            f'#!/bin/sh\n[ "$1" = {word} ] || exec {shutil.which("qemu-img")} "$@"\n'
+            f"sleep 1000 &\necho $! > {self.file}\nwait\n"
+        )
+        program.chmod(0o755)
+
+    async def pid(self) -> int:
+        """Wait until it hangs; return the child's pid."""
+        with trio.fail_after(DEADLINE):
+            while not self.file.exists() or not self.file.read_text():
+                await trio.sleep(0.01)
+        return int(self.file.read_text())
+
+    async def ended(self) -> None:
+        """Wait until the child is gone or a zombie."""
+        status = Path(f"/proc/{await self.pid()}/stat")
+        with trio.fail_after(DEADLINE):
+            while status.exists() and " Z " not in status.read_text():
+                await trio.sleep(0.01)
+
+
 @pytest.fixture
-def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A qemu-img that hangs in a child of its own, as the real one does on a dead storage."""
-    program = tmp_path / "bin" / "qemu-img"
-    program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\nsleep 1000 &\necho $! > {tmp_path}/pid\nwait\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    return tmp_path / "pid"
+def hanging(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Hanging:
+    """The stub in `$PATH`, for the word of the test's parameter."""
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    made = Hanging(directory, request.param)
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    return made
 
 
-async def ended(pid: int) -> None:
-    """Wait until the process is gone or a zombie."""
-    with trio.fail_after(DEADLINE):
-        while Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text():
-            await trio.sleep(0.01)
+@pytest.mark.parametrize("hanging", ["info"], indirect=True)
+async def test_it_is_a_group_of_its_own_and_tells_how_it_was_ended(
+    disk: Disk, hanging: Hanging
+) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def fails() -> None:
+            with pytest.raises(ImageError, match="qemu-img info ended with -15"):
+                await length(disk.pdev_path or "", disk.format)
+
+        nursery.start_soon(fails)
+        group = os.getpgid(await hanging.pid())
+        assert group != os.getpgid(0)
+        os.killpg(group, signal.SIGTERM)
 
 
-async def test_a_cancelled_one_is_ended_with_all_its_children(disk: Disk, stub: Path) -> None:
+@pytest.mark.parametrize("hanging", ["create"], indirect=True)
+async def test_a_cancelled_one_is_ended_with_all_its_children(disk: Disk, hanging: Hanging) -> None:
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(length, disk.pdev_path or "", disk.format)
-            with trio.fail_after(DEADLINE):
-                while not stub.exists() or not stub.read_text():
-                    await trio.sleep(0.01)
+            nursery.start_soon(partial(prepare, disk, make=True))
+            await hanging.pid()
+            assert len(names(path_of(disk, "active_disk").parent)) == 2
             scope.cancel()
     assert scope.cancelled_caught
-    await ended(int(stub.read_text()))
+    await hanging.ended()
+    assert names(path_of(disk, "active_disk").parent) == ["secondary"]
 
 
+@pytest.mark.parametrize("hanging", ["info"], indirect=True)
 async def test_storage_that_does_not_answer_has_a_deadline(
-    disk: Disk, stub: Path, monkeypatch: pytest.MonkeyPatch
+    disk: Disk, hanging: Hanging, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(images, "DEADLINE", 0.3)
     with pytest.raises(ImageError, match=r"qemu-img info took longer than 0\.3 s; is the storage"):
         await length(disk.pdev_path or "", disk.format)
-    await ended(int(stub.read_text()))
+    await hanging.ended()
 
 
 async def test_without_qemu_img(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -512,18 +553,31 @@ async def test_without_qemu_img(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> 
         await length(disk.pdev_path or "", disk.format)
 
 
-async def test_one_that_was_killed_says_so(disk: Disk, stub: Path) -> None:
-    async with trio.open_nursery() as nursery:
+# -- durable ------------------------------------------------------------------------------------
 
-        async def fails() -> None:
-            with pytest.raises(ImageError, match="qemu-img info ended with -15"):
-                await length(disk.pdev_path or "", disk.format)
 
-        nursery.start_soon(fails)
-        with trio.fail_after(DEADLINE):
-            while not stub.exists() or not stub.read_text():
-                await trio.sleep(0.01)
-        pid = int(stub.read_text())
-        group = os.getpgid(pid)
-        assert group != os.getpgid(0)
-        os.killpg(group, signal.SIGTERM)
+async def test_what_is_done_is_on_disk(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def spy_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        done.append(
+            f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().name.partition('-')[0]}"
+        )
+
+    def spy_rename(old: str, new: str) -> None:
+        rename(old, new)
+        done.append(f"rename {Path(new).name}")
+
+    monkeypatch.setattr(os, "fsync", spy_fsync)
+    monkeypatch.setattr(os, "rename", spy_rename)
+    await prepare(disk, make=True)
+    assert done == [
+        step
+        for name in ("active", "hidden")
+        for step in ("fsync .xencolo", f"rename {name}", "fsync images")
+    ]
+    done.clear()
+    await make_whole(chain_of(disk))
+    assert done == ["fsync secondary"]

@@ -110,7 +110,7 @@ async def test_a_damaged_record_is_named_and_can_be_forgotten(tmp_path: Path) ->
     with pytest.raises(RecordError) as caught:
         await records.load(UUID)
     assert caught.value.path == str(path)
-    assert str(caught.value).startswith(f"{path}: damaged: the checksum does not fit; put a backup")
+    assert str(caught.value).startswith(f"{path}: damaged: the checksum does not fit; remove it,")
     await records.forget(UUID)
     assert await records.load(UUID) is None
 
