@@ -1,7 +1,8 @@
 """The images of a replicated disk, by qemu-img: looked at, made, and made whole after a failover.
 
-No format is ever guessed and no header followed: each image is named to qemu-img as QEMU's own options, with
-its format and what is below it. QEMU's file locks hold here too: what a living QEMU uses can't be changed.
+No format is ever guessed: each image is named to qemu-img as QEMU's own options, with its format and what is
+below it. QEMU's file locks hold here too: what a QEMU uses can't be changed, nor what a qemu-img uses that a
+killed daemon left behind.
 """
 
 import hashlib
@@ -29,7 +30,7 @@ from xencolod.records import sync_directory
 #: Seconds for what reads or writes no more than an image's metadata.
 DEADLINE = 30.0
 # What is read of qemu-img's output: the map of an empty image is one line, that of a full one has no end.
-_OUTPUT_MAX = 1 << 16
+_OUTPUT_MAX = 1 << 20
 
 _Node = dict[str, Any]
 _T = TypeVar("_T")
@@ -69,10 +70,7 @@ async def check(disk: Disk) -> tuple[ImageState, ImageState]:
 
     :raises ImageError: one can't be judged: the secondary disk can't be read, or a QEMU uses one of them.
     """
-    chain = _chain(disk)
-    await _three_files(chain)
-    size = await length(chain.secondary, chain.format)
-    return await _state(chain.active, size), await _state(chain.hidden, size)
+    return (await _look(_chain(disk)))[1]
 
 
 async def prepare(disk: Disk, *, make: bool) -> None:
@@ -85,8 +83,7 @@ async def prepare(disk: Disk, *, make: bool) -> None:
     :raises ImageError: one is not as it must be, and may not or could not be made so.
     """
     chain = _chain(disk)
-    found = await check(disk)
-    size = await length(chain.secondary, chain.format)
+    size, found = await _look(chain)
     for path, state, reason in found:
         if state is State.EMPTY:
             continue
@@ -116,7 +113,7 @@ async def make_whole(chain: Chain) -> None:
     secondary = await _node(chain.secondary, FORMATS[chain.format])
     for path in (chain.hidden, chain.active):
         overlay = await _node(path, "qcow2") | {"backing": secondary}
-        await _qemu_img(path, "commit", "-q", "-d", _named(overlay), seconds=math.inf)
+        await _qemu_img(path, "commit", "-q", "-d", _named(overlay), bounded=False)
     await _in_thread(chain.secondary, _sync, Path(chain.secondary))
 
 
@@ -128,6 +125,13 @@ def _chain(disk: Disk) -> Chain:
 
 
 # -- one image ----------------------------------------------------------------------------------
+
+
+async def _look(chain: Chain) -> tuple[int, tuple[ImageState, ImageState]]:
+    """Return the length of the secondary disk, and how active and hidden disk are found."""
+    await _three_files(chain)
+    size = await length(chain.secondary, chain.format)
+    return size, (await _state(chain.active, size), await _state(chain.hidden, size))
 
 
 async def _state(path: str, size: int) -> ImageState:
@@ -176,7 +180,10 @@ async def _information(path: str, driver: str, *, share: bool = False) -> dict[s
     node = await _node(path, driver)
     options = ["-U"] if share else []
     output = await _qemu_img(path, "info", "--output=json", *options, _named(node))
-    result: dict[str, Any] = json.loads(output)
+    try:
+        result: dict[str, Any] = json.loads(output)
+    except ValueError:
+        raise ImageError(path, f"qemu-img info said {len(output)} bytes that are no JSON") from None
     return result
 
 
@@ -293,12 +300,14 @@ async def _in_thread(path: str, work: Callable[..., _T], *arguments: object) -> 
         raise ImageError(path, str(error.strerror)) from error
 
 
-async def _qemu_img(path: str, *arguments: str, seconds: float = DEADLINE) -> bytes:
+async def _qemu_img(path: str, *arguments: str, bounded: bool = True) -> bytes:
     """Return what qemu-img prints, the first `_OUTPUT_MAX` bytes of it; cancelled, it is killed.
 
     :param path: the image that this is about.
-    :raises ImageError: it failed, with its own words, or took longer than ``seconds``.
+    :param bounded: whether it has no more to do than `DEADLINE` allows.
+    :raises ImageError: it failed, with its own words, or was too slow.
     """
+    seconds = DEADLINE if bounded else math.inf
     try:
         process = await trio.lowlevel.open_process(
             ["qemu-img", *arguments],
@@ -335,7 +344,7 @@ async def _qemu_img(path: str, *arguments: str, seconds: float = DEADLINE) -> by
 
 async def _read(stream: trio.abc.ReceiveStream, into: bytearray) -> None:
     async with stream:
-        while len(into) < _OUTPUT_MAX and (data := await stream.receive_some(_OUTPUT_MAX)):
+        while len(into) < _OUTPUT_MAX and (data := await stream.receive_some(1 << 16)):
             into += data
 
 

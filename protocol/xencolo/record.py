@@ -102,7 +102,7 @@ def chain_of(disk: Disk) -> Chain:
     try:
         return msgspec.convert(given, Chain)
     except msgspec.ValidationError as error:
-        raise RecordError(f"{disk.vdev} has no chain of images: {error}") from None
+        raise RecordError(f"no chain of images for {disk.vdev}: {error}") from None
 
 
 def render(record: Record) -> bytes:
@@ -154,6 +154,6 @@ def _checksum(fields: dict[str, Any]) -> str:
 
 def _damaged(what: str) -> RecordError:
     return RecordError(
-        f"damaged: {what}; put a backup in its place, or remove it if no failover of this domain was under "
-        f"way: the domain then begins anew, at generation 1 and not in sync"
+        f"damaged: {what}; remove it, and the domain begins anew, at generation 1 and not in sync. If a "
+        f"failover was under way, its active and hidden disks hold data: keep copies of them first"
     )
