@@ -7,6 +7,7 @@ is :mod:`xencolo.replication`'s.
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -15,7 +16,7 @@ import trio
 
 from xencolo import link as peer
 from xencolo.disk import Disk, Format, Role
-from xencolo.errors import LinkClosed, ReplicationError
+from xencolo.errors import LinkClosed, LinkSilent, ReplicationError
 from xencolo.graph import Form
 from xencolo.plan import Domain
 from xencolo.record import Record, chain_of
@@ -325,8 +326,10 @@ class Performer:
         await self.ask(peer.Checkpoint(self._session(), self.number))
 
     async def _release_peer(self) -> None:
-        if self._ended:
-            await self.ask(peer.Detach(self._ended))
+        """Tell the peer, if it can be told: else it sees by itself that its primary has gone."""
+        if self._ended and self.link:
+            with suppress(LinkClosed, LinkSilent):
+                await self.ask(peer.Detach(self._ended))
 
     async def _detach(self) -> None:
         self.resync = None
@@ -399,6 +402,8 @@ class Performer:
             role=Role.PRIMARY, promoted=True, in_sync=False, unfinished=(), superseded_by=None
         )
         self.session = None
+        if self.qmp:
+            await self.either.mark(None)
 
 
 def complaint(disks: Sequence[Disk]) -> str | None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import trio
 
 from xencolo.disk import Role
-from xencolo.errors import LinkError, UnexpectedEvent, XencoloError
+from xencolo.errors import LinkClosed, LinkError, UnexpectedEvent, XencoloError
 from xencolo.graph import Form
 from xencolo.plan import Domain, Launch
 from xencolo.qmp import Event as QmpEvent
@@ -271,6 +271,9 @@ class Replicator:
         """
         performer = self.performer
         performer.begin()
+        if Action.RECORD_FAILOVER in todo.actions:
+            generation = performer.known.generation + 1
+            emit(self.log, "failover.started", generation=generation, cause=event.value)
         for action in todo.actions:
             began = trio.current_time()
             try:
@@ -289,9 +292,11 @@ class Replicator:
         )
         if self.performer.lost_qemu:
             self.qemu_lost()
-        else:
-            self._queue.appendleft(Occurrence(Event.ACTION_FAILED, str(error)))
-            self._queued.set()
+            return
+        gone = isinstance(error, LinkClosed) and self.place.role is Role.PRIMARY
+        what = Event.PEER_LOST if gone else Event.ACTION_FAILED
+        self._queue.appendleft(Occurrence(what, str(error)))
+        self._queued.set()
         if isinstance(error, LinkError):
             self.reach.hang_up()
 

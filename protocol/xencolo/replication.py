@@ -212,12 +212,9 @@ def _primary_rows() -> Iterator[tuple[Key, Step]]:
         *(_A.CHECKPOINT_PEER, _A.CHECKPOINT, _A.RESUME),
         then=_S.REPLICATING,
     )
-    yield _row(_P, _S.REPLICATING, _E.PEER_LOST, then=_S.DEGRADED)
-    # A checkpoint that failed: what the peer and QEMU are is looked at anew.
-    yield _row(
-        _P, _S.REPLICATING, _E.ACTION_FAILED, _A.RESUME, during=_S.DEGRADED, then=_S.DEGRADED
-    )
-    for event in (_E.QEMU_ERROR, _E.PEER_SILENT, _E.BYPASSED):
+    # It may come in the middle of a checkpoint, with the guest paused.
+    yield _row(_P, _S.REPLICATING, _E.PEER_LOST, _A.RESUME, during=_S.DEGRADED, then=_S.DEGRADED)
+    for event in (_E.ACTION_FAILED, _E.QEMU_ERROR, _E.PEER_SILENT, _E.BYPASSED):
         yield _row(_P, _S.REPLICATING, event, *_CLEAN_UP, during=_S.DEGRADED, then=_S.DEGRADED)
     yield _row(
         *(_P, _S.REPLICATING, _E.DETACH, _A.DETACH, _A.RESUME, _A.RELEASE_PEER),
@@ -225,6 +222,8 @@ def _primary_rows() -> Iterator[tuple[Key, Step]]:
         then=_S.STANDALONE,
     )
 
+    for event in (_E.PEER_LOST, _E.PEER_SILENT):
+        yield _row(_P, _S.LAUNCHING, event, then=_S.LAUNCHING)
     for event in (_E.ACCEPTED, _E.RETRY):
         yield _row(_P, _S.FAILED, event, then=_S.LAUNCHING)
     for event in (_E.ACTION_FAILED, _E.PEER_LOST, _E.PEER_SILENT):

@@ -1,4 +1,4 @@
-"""Several hosts on one machine: each with its own xenstored, xencolod and loopback address, one domain each."""
+"""Several hosts on one machine: each with its own xenstored, xencolod, address and domain."""
 
 import json
 import socket
@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.host import SDA, XVDA, Disk, Host, Images, free_ports, until
+from tests.e2e.host import SDA, XVDA, Disk, Host, Images, end, free_ports, until
 from tests.rigs import start_xenstored
 
 DOMID = 5
@@ -141,13 +141,20 @@ class Member(Host):
         base = f"/libxl/{DOMID}/colo"
         self.store.write(f"{base}/answer", "")
         self.store.write(f"{base}/command", text)
-        word = text.split()[0]
+        word = text.split(maxsplit=1)[0]
 
         def answered() -> str | None:
             said = self.store.read(f"{base}/answer") or ""
             return said if said.startswith(f"{word} ") and not said.endswith("running") else None
 
         return str(until(answered, f"{text} is answered"))
+
+    def lose(self) -> None:
+        """Have the host die: its daemon and its QEMU are killed."""
+        self.forget_guest()
+        self.kill()
+        for pid in self.qemus():
+            end(pid)
 
     def close(self) -> None:
         """End every process of the host."""

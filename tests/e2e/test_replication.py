@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.host import SDA, XVDA, Images
-from tests.e2e.site import DOMID, Member, site
+from tests.e2e.site import Member, site
 
 
 @pytest.fixture
@@ -47,13 +47,7 @@ def test_whole_life(three: list[Member]) -> None:
         a.guest.write(devid, 0x22, "0", "128k")
         assert b.guest.holds(devid, 0x11, "0", "256k"), "the secondary holds the last checkpoint"
 
-    a.kill()
-    a.forget_guest()
-    for pid in a.qemus():
-        import os
-        import signal
-
-        os.kill(pid, signal.SIGKILL)
+    a.lose()
     b.is_("degraded")
     assert b.command("failover") == "failover done generation 2"
     b.is_("promoted")
