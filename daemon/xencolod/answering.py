@@ -128,7 +128,7 @@ class Answering:
         """Go on with the session that both sides are in, if QEMU has no complaint."""
         performer = self._performer
         same = hello.session is not None and hello.session == performer.session
-        if same and self._owner.place.state in _IN_SESSION and not await performer.either.error():
+        if same and self._owner.place.state in _IN_SESSION and not await performer.either.fault():
             await self._owner.push(Event.PEER_AGREES).outcome()
 
     async def _prepare(self, request: link.Prepare) -> link.Reply:

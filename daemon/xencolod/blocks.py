@@ -136,7 +136,7 @@ class Blocks:
 
     # -- the replication --------------------------------------------------------------------------
 
-    async def error(self) -> str | None:
+    async def fault(self) -> str | None:
         """Return what QEMU says is wrong with the replication of any disk.
 
         Not started, it is "Block replication is not running"; a primary's is "I/O error occurred" from the

@@ -197,7 +197,7 @@ _EVENTS = (
     Event(
         "failover.recovered",
         "warning",
-        ("devid", "vdev", "generation"),
+        ("generation",),
         "A disk was made whole after a failover that its QEMU did not survive.",
     ),
     Event("failover.fencing", "warning", ("command", "peer"), "The fencing command is run."),

@@ -273,7 +273,7 @@ class Performer:
 
         :raises ReplicationError: QEMU reports an error.
         """
-        if error := await self.either.error():
+        if error := await self.either.fault():
             raise ReplicationError(f"QEMU's replication reports: {error}")
 
     async def _checkpoint(self) -> None:

@@ -56,7 +56,7 @@ class PrimaryBlocks(Blocks):
         if not jobs and not session and not wanted & graph.nodes:
             return Attachment.CLEAN
         attached = wanted <= graph.nodes and len(self._places(graph)) == len(self._disks)
-        if attached and session and not jobs and not await self.error():
+        if attached and session and not jobs and not await self.fault():
             return Attachment.ATTACHED
         return Attachment.PARTIAL
 
@@ -221,9 +221,9 @@ class PrimaryBlocks(Blocks):
             if devid not in attached:
                 top = self._top(devid)
                 await self._do("x-blockdev-change", parent=top, node=peer_node(devid))
-        if await self.error() == NOT_RUNNING:
+        if await self.fault() == NOT_RUNNING:
             await self._do("xen-set-replication", enable=True, primary=True)
-        if error := await self.error():
+        if error := await self.fault():
             raise ReplicationError(f"the secondary was lost while it was attached: {error}")
 
     async def detach(self, *, cut: bool) -> None:

@@ -11,6 +11,8 @@ from xencolo.errors import QmpClosed, QmpProtocolError
 from xencolo.qmp import Event, Greeting, Reply, Session
 
 _RECEIVE = 1 << 16
+#: Seconds that a line may take to be sent.
+_SENDING = 1.0
 #: Seconds between attempts while QEMU's queue of new connections is full.
 _BUSY_PAUSE = 0.01
 
@@ -72,12 +74,13 @@ class Qmp:
 
     async def _send(self, line: bytes) -> None:
         async with self._sending:
-            try:
+            # Shielded, as a line is sent whole or not at all, and short, as QEMU may not read it.
+            with trio.move_on_after(_SENDING, shield=True) as sending:
                 await self._stream.send_all(line)
-            except trio.Cancelled:
+            if sending.cancelled_caught:
                 # Part of the line may be out, and the next one would be taken for its rest.
                 self._stream.socket.shutdown(socket.SHUT_RDWR)
-                raise
+                raise QmpClosed(f"QEMU read no command for {_SENDING:g} s")
 
     async def negotiate(self, deadline: float) -> None:
         """Wait for the greeting and leave the capabilities mode.

@@ -416,8 +416,10 @@ class Reconciler:
                 now[devid, path, kind] = error
                 if known.complaints.get((devid, path, kind)) == error:
                     continue
-                if kind in _REASONS:
-                    emit(log, _REASONS[kind], reason=error)
+                if kind == DeviceState.SKIPPED.value:
+                    emit(log, "device.skipped", reason=error)
+                elif kind == DeviceState.LEAVING.value:
+                    emit(log, "device.kept", reason=error)
                 else:
                     emit(log, "device.error", path=path, node=node, kind=kind, error=error)
         wrong = {(devid, path) for devid, path, _ in now}
@@ -429,8 +431,8 @@ class Reconciler:
         known.complaints = now
 
 
-#: What is no error, and the event that says it.
-_REASONS = {DeviceState.SKIPPED.value: "device.skipped", DeviceState.LEAVING.value: "device.kept"}
+#: What is no error of the disk.
+_REASONS = {DeviceState.SKIPPED.value, DeviceState.LEAVING.value}
 
 
 def _refusal(view: Domain) -> str | None:

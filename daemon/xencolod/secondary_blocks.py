@@ -150,7 +150,7 @@ class SecondaryBlocks(Blocks):
         await self._do("xen-set-replication", enable=False, primary=False, failover=True)
         if _Stage.RUNNING in await self._stages():
             raise ReplicationError(
-                f"QEMU did not fail over: {await self.error() or 'without a reason'}"
+                f"QEMU did not fail over: {await self.fault() or 'without a reason'}"
             )
 
     async def committed(self) -> bool:

@@ -183,7 +183,7 @@ class Watching:
             self._owner.changed()
         if now >= self._progress_at:
             self._progress_at = now + _PROGRESS_EVERY
-            emit(self._owner.log, "resync.progress", **resync._asdict())
+            emit(self._owner.log, "resync.progress", done=done, total=total, rate=rate, left=left)
 
     async def _keep_primary(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -194,7 +194,7 @@ class Watching:
         """Look at QEMU's replication status, at times and when QEMU says that something broke."""
         self._failures = 0
         while True:
-            if error := await self._performer.either.error():
+            if error := await self._performer.either.fault():
                 self._owner.push(Event.QEMU_ERROR, f"QEMU's replication reports: {error}")
                 return
             await self._wait(self._performer.host.settings.config.replication.poll)

@@ -345,7 +345,7 @@ async def test_a_command_that_is_given_up_half_sent_closes_the_connection(
         await trio.sleep_forever()
 
     async with scripted(tmp_path, deaf) as path, open_qmp(path, timeout=5) as qmp:
-        with pytest.raises(QmpClosed, match="did not answer x within 2 s"):
+        with pytest.raises(QmpClosed, match="read no command for 1 s"):
             await qmp.execute("x", {"filler": "f" * (4 << 20)}, timeout=2)
         assert autojump_clock.current_time() < 3
         await qmp.wait_closed()

@@ -267,7 +267,7 @@ async def replicate(
 
 async def checkpoint(primary: Machine, secondary: Machine) -> None:
     async with primary.primary() as one, secondary.secondary() as other:
-        assert (await one.error(), await other.error()) == (None, None)
+        assert (await one.fault(), await other.fault()) == (None, None)
         await other.checkpoint()
         await one.checkpoint()
 
@@ -278,7 +278,7 @@ async def fail_over(secondary: Machine) -> None:
         with trio.fail_after(DEADLINE):
             while not await blocks.committed():
                 await trio.sleep(0.01)
-        assert await blocks.error() is None
+        assert await blocks.fault() is None
     assert await service(secondary) is Service.SPENT
 
 

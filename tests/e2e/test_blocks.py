@@ -56,7 +56,7 @@ async def test_the_life_of_two_disks(pair: tuple[Machine, Machine], start: Start
     assert await attachment(first) is Attachment.ATTACHED  # nothing tells yet
     await first.write(0x13, 64 * KIB, 64 * KIB)
     async with first.primary() as primary:
-        assert await primary.error() == "I/O error occurred"
+        assert await primary.fault() == "I/O error occurred"
     assert await attachment(first) is Attachment.PARTIAL
     await on_primary(first, lambda blocks: blocks.detach(cut=False))
     assert await attachment(first) is Attachment.CLEAN
