@@ -109,7 +109,7 @@ def test_any_missing_end_is_found() -> None:
     "data", [b"", b"\0" * 4096, b"[]", b"null", b"1", b"[" * 100_000, b"\xff\xfe{}", b"{}"]
 )
 def test_rubbish_is_damage(data: bytes) -> None:
-    with pytest.raises(RecordError, match="damaged: .*; remove it, and the domain begins anew"):
+    with pytest.raises(RecordError, match=r"damaged: .*; remove it, and the domain begins anew"):
         parse(data)
 
 
