@@ -94,6 +94,11 @@ class Transaction:
         """Send the requests as :meth:`batch`: a transaction lives on one connection."""
         return await self.batch(batch)
 
+    def post(self, batch: Sequence[Request]) -> Callable[[], Awaitable[list[Answer]]]:
+        """Send the requests, and return what waits for their answers."""
+        under_way = self._connection.submit(batch, self._tx_id)
+        return partial(self._connection.wait, under_way, self._timeout)
+
     async def end(self) -> None:
         """Commit.
 
