@@ -18,6 +18,7 @@ Answer = bytes | StoreError
 _ERRNOS = ERRNOS | {b"EQUOTA": errno.ENOSPC}
 # Plain numbers: to look a member up in its enum costs as much as the rest of an answer's way.
 _WATCH_EVENT, _ERROR = int(Op.WATCH_EVENT), int(Op.ERROR)
+_NAMES = {int(op): op.name for op in Op}
 _RECEIVE = 1 << 16
 #: Seconds between attempts while xenstored's queue of new connections is full.
 _QUEUE_FULL_PAUSE = 0.01
@@ -237,7 +238,7 @@ class Connection:
 
 def _error(request: Request, payload: bytes) -> StoreError:
     number = _ERRNOS.get(payload.rstrip(b"\0"), errno.EIO)
-    return StoreError(number, Op(request.op).name, request.path)
+    return StoreError(number, _NAMES[request.op], request.path)
 
 
 async def connect(path: str, timeout: float) -> trio.SocketStream:
