@@ -259,7 +259,7 @@ async def measure(server: Server, name: str, targets: Targets, rounds: int) -> l
             await prepare(client, range(1, DOMAINS + 1))
             results += [
                 await adding(f"{what}, full store", targets.add_full, add=add_together),
-                await adding(f"{what}, full, one by one", None, add=add_one_by_one),
+                await adding(f"{what}, one by one", None, add=add_one_by_one),
                 await measure_reading(client, foreign, name, targets.read, rounds),
             ]
             return results

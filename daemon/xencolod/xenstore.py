@@ -281,7 +281,7 @@ class Client:
         dead = self._pool[0].dead if self._pool[0] else self._lost
         raise ConnectionLost(f"not connected to xenstored: {dead or self.path}")
 
-    def _living_ones(self) -> list[Connection]:
+    def _living_ones(self) -> list[Connection]:  # the first of them is the main one
         self._main()
         return [c for slot in range(len(self._pool)) if (c := self._living(slot))]
 
