@@ -526,6 +526,35 @@ async def test_cancelled_in_its_body_it_is_ended(tmp_path: Path) -> None:
     ]
 
 
+async def test_transactions_of_two_tasks_go_side_by_side(tmp_path: Path) -> None:
+    """The first has answers to come on its connection, so the second takes another."""
+    open_at: list[str] = []
+    both = trio.Event()
+
+    def waits(name: str) -> Script:
+        async def script(peer: Peer) -> None:
+            (start,) = await peer.receive()
+            open_at.append(name)
+            if len(open_at) == 2:
+                both.set()
+            await both.wait()
+            await peer.send(answer(start, b"1\0"))
+            await peer.serve()
+
+        return script
+
+    with trio.fail_after(DEADLINE):
+        async with (
+            listening(tmp_path / "s", waits("first"), waits("second")),
+            open_client(tmp_path / "s", connections=2) as client,
+        ):
+            await trio.testing.wait_all_tasks_blocked()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.transaction, nothing)
+                nursery.start_soon(client.transaction, nothing)
+    assert sorted(open_at) == ["first", "second"]
+
+
 async def test_a_transaction_id_that_is_no_number(tmp_path: Path) -> None:
     script = replies(partial(answer, payload=b"soon\0"))
     async with listening(tmp_path / "s", script), open_client(tmp_path / "s") as client:
