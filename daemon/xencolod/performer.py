@@ -18,6 +18,7 @@ from xencolo import link as peer
 from xencolo.disk import Disk, Format, Role
 from xencolo.errors import LinkClosed, LinkSilent, ReplicationError
 from xencolo.graph import Form
+from xencolo.observed import is_superseded
 from xencolo.plan import Domain
 from xencolo.record import Record, chain_of
 from xencolo.replication import Action
@@ -198,7 +199,7 @@ class Performer:
     def superseded(self) -> str | None:
         """Why this host may not be the primary, None where it may."""
         record = self.record
-        if record is None or record.superseded_by is None or record.role is not Role.PRIMARY:
+        if record is None or not is_superseded(record):
             return None
         return (
             f"another host is the primary of generation {record.superseded_by}, this one's is "
@@ -371,7 +372,8 @@ class Performer:
         await self.save(in_sync=True)
 
     async def _record_superseded(self) -> None:
-        await self.save(superseded_by=self.later_generation)
+        # Found again, not heard of now, it stands in the record already.
+        await self.save(superseded_by=self.later_generation or self.known.superseded_by)
 
     async def _record_failover(self) -> None:
         chains = tuple(chain_of(disk) for disk in self.disks)

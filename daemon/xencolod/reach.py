@@ -9,6 +9,7 @@ from xencolo.command import parse_peer
 from xencolo.disk import Role
 from xencolo.errors import LinkClosed, LinkError, LinkRefused, LinkSilent, XencoloError
 from xencolo.link import Hello, Welcome
+from xencolo.observed import met
 from xencolo.replication import Event, Place
 from xencolo.status import DomainState
 from xencolod.link import Link, open_link
@@ -18,8 +19,6 @@ from xencolod.performer import Performer
 _RETRY_MIN = 0.25
 #: States of a primary that has no secondary and reaches for one.
 _ALONE = {DomainState.STANDALONE, DomainState.DEGRADED, DomainState.PROMOTED}
-#: States of a secondary that may be in the session that this primary is in.
-_IN_SESSION = {DomainState.REPLICATING, DomainState.DEGRADED}
 
 
 class Owner(Protocol):
@@ -120,20 +119,22 @@ class Reach:
         """Have one link, from the connection to its end."""
         host, port = self.address or ("", 0)
         config = self._performer.host.settings.config.link
-        met = False
+        welcomed = False
+        if self._lost_at is None and self._performer.session is not None:
+            self._lost_at = trio.current_time()  # it was lost while nobody looked
         try:
             security = self._performer.host.security()
             async with open_link(
                 host, port, security, timeout=config.timeout, ping_interval=config.ping_interval
             ) as link:
                 await self._meet(link, host)
-                met = True
+                welcomed = True
                 await link.wait_closed()
         except LinkRefused as refusal:
             self._refused(refusal)
         except (LinkClosed, LinkSilent) as error:
             self._say(error)
-            if met:
+            if welcomed:
                 self._lost(error)
         except XencoloError as error:
             self._say(error)
@@ -160,11 +161,7 @@ class Reach:
             raise LinkClosed(f"{type(welcome).__name__} is no answer to a hello")
         performer.link, performer.nbd = link, (host, welcome.port)
         self.error, self._lost_at = None, None
-        attached = performer.session is not None
-        if attached and welcome.session == performer.session and welcome.state in _IN_SESSION:
-            self._owner.push(Event.PEER_AGREES)
-        else:
-            self._owner.push(Event.PEER_EQUAL if performer.assumes_equal else Event.PEER_READY)
+        self._owner.push(met(performer.session, welcome, equal=performer.assumes_equal))
 
     def _refused(self, refusal: LinkRefused) -> None:
         self._say(refusal)

@@ -7,14 +7,13 @@ import trio
 
 from xencolo.disk import Role
 from xencolo.errors import XencoloError
+from xencolo.observed import forbidden, found
 from xencolo.plan import Launch
 from xencolo.qmp import Event as QmpEvent
 from xencolo.replication import Action, Event, Place, Step
 from xencolo.status import DomainState, Resync
 from xencolod.log import emit
 from xencolod.preparation import assume_role, finish_failover, load_record, ready_images
-from xencolod.primary_blocks import Attachment
-from xencolod.secondary_blocks import Service
 
 if TYPE_CHECKING:
     from xencolod.replicator import Replicator
@@ -26,18 +25,6 @@ _LOOK_MIN = 0.02
 #: Seconds between two lines of a resync's progress in the log.
 _PROGRESS_EVERY = 10.0
 
-_ATTACHMENTS = {
-    Attachment.CLEAN: Event.CLEAN,
-    Attachment.PARTIAL: Event.PARTIAL,
-    Attachment.ATTACHED: Event.ATTACHED,
-}
-_SERVICES = {
-    Service.FRESH: Event.CLEAN,
-    Service.PARTIAL: Event.PARTIAL,
-    Service.SERVING: Event.SERVING,
-    Service.REPLICATING: Event.IN_SESSION,
-    Service.SPENT: Event.SPENT,
-}
 #: What QEMU says when a copy breaks or is ready: it calls for a look at once.
 _ALARMS = {
     *("QUORUM_REPORT_BAD", "QUORUM_FAILURE", "BLOCK_IO_ERROR"),
@@ -46,13 +33,9 @@ _ALARMS = {
 
 
 class Watching:
-    """The activity of each state; it ends as soon as an event is queued, and begins anew after it.
-
-    :ivar peer_lost: whether the peer was lost and nobody was told to fence it off yet.
-    """
+    """The activity of each state; it ends as soon as an event is queued, and begins anew after it."""
 
     def __init__(self, owner: "Replicator") -> None:
-        self.peer_lost = False
         self._owner = owner
         self._performer = owner.performer
         self._changed = trio.Event()
@@ -115,6 +98,9 @@ class Watching:
             if self._performer.qmp:
                 await self._observe()
                 return
+            if refusal := self._owner.refusal:
+                self._owner.push(forbidden(self._performer.record), refusal)
+                return
             if self._to_prepare and self._to_prepare != self._prepared:
                 await self._prepare(self._to_prepare)
             await self._wait()
@@ -146,14 +132,9 @@ class Watching:
         record = performer.known
         performer.session = await performer.either.session()
         owner.place = Place(record.role, _S.LAUNCHING)
-        if record.unfinished:
-            owner.push(Event.UNFINISHED)
-        elif record.role is Role.SECONDARY:
-            owner.push(_SERVICES[await performer.secondary.observe()])
-        else:
-            event = _ATTACHMENTS[await performer.primary.observe()]
-            taken_over = event is Event.CLEAN and record.promoted and not record.peer
-            owner.push(Event.TAKEN_OVER if taken_over else event)
+        blocks = performer.secondary if record.role is Role.SECONDARY else performer.primary
+        refusal = owner.refusal
+        owner.push(found(record, await blocks.observe(), refused=bool(refusal)), refusal)
 
     # -- while it runs -------------------------------------------------------------------------------
 
@@ -212,7 +193,7 @@ class Watching:
 
     async def _retry(self) -> None:
         """Try again what failed, with growing pauses; what is refused waits for the nodes to change."""
-        if self._owner.refusal:
+        if self._owner.refusal and not self._owner.incomplete:
             return
         longest = self._performer.host.settings.config.replication.retry_max
         pause = min(_RETRY_MIN * 2**self._failures, longest)
@@ -222,15 +203,13 @@ class Watching:
 
     # -- saying --------------------------------------------------------------------------------------
 
-    def say_done(self, todo: Step, event: Event) -> None:
+    def say_done(self, todo: Step) -> None:
         """Log what a step has brought about."""
         performer, times = self._performer, self._performer.times
         log, now = self._owner.log, trio.current_time()
         generation = performer.record and performer.record.generation
         seconds = round(now - times.began, 4)
         paused = round(times.stood, 4)
-        if event in {Event.PEER_LOST, Event.PEER_SILENT}:
-            self.peer_lost = True
         if Action.MIRROR in todo.actions:
             emit(
                 log,

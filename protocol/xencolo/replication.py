@@ -161,8 +161,10 @@ def _anywhere(role: Role, state: State) -> Iterator[tuple[Key, Step]]:
     """Yield what may happen in every state of a role."""
     yield _row(role, state, _E.QEMU_GONE, then=_S.LAUNCHING)
     if role is _P:
-        yield _row(_P, state, _E.SUPERSEDED, _A.RECORD_SUPERSEDED, *_FENCE_OFF, then=_S.FAILED)
-        yield _row(_P, state, _E.REFUSED, *_CLEAN_UP, then=_S.FAILED)
+        # Failed from the start: an action that fails must lead to no state that lets the guest run on.
+        off = (_A.RECORD_SUPERSEDED, *_FENCE_OFF)
+        yield _row(_P, state, _E.SUPERSEDED, *off, during=_S.FAILED, then=_S.FAILED)
+        yield _row(_P, state, _E.REFUSED, *_CLEAN_UP, during=_S.FAILED, then=_S.FAILED)
     else:
         yield _row(_Q, state, _E.REFUSED, then=_S.FAILED)
 
@@ -252,9 +254,10 @@ def _secondary_rows() -> Iterator[tuple[Key, Step]]:
         then=_S.REPLICATING,
     )
     yield _row(_Q, _S.LISTENING, _E.PEER_DETACHES, then=_S.LISTENING)
-    # Replication that never ran leaves QEMU's node refusing all I/O: it is started, then stopped.
+    # Replication that never ran leaves QEMU's node refusing all I/O: it is started, then stopped. It is
+    # recorded after that: what is unfinished is finished by a failover, which needs it started.
     yield _row(
-        *(_Q, _S.LISTENING, _E.FORCE_FAILOVER, _A.RECORD_FAILOVER, _A.START, *_TAKE_OVER),
+        *(_Q, _S.LISTENING, _E.FORCE_FAILOVER, _A.START, _A.RECORD_FAILOVER, *_TAKE_OVER),
         during=_S.FAILING_OVER,
         then=_S.PROMOTED,
         as_role=_P,
