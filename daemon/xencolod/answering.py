@@ -136,11 +136,13 @@ class Answering:
         """Go on with the session that both sides are in, if QEMU has no complaint."""
         performer = self._performer
         may = may_agree(self._owner.place, performer.session, hello.session)
-        if may and not await performer.either.fault():
+        if may and self._owner.accepted and not await performer.either.fault():
             await self._owner.push(Event.PEER_AGREES).outcome()
 
     async def _prepare(self, request: link.Prepare) -> link.Reply:
         owner, performer = self._owner, self._performer
+        if not owner.accepted:
+            return refusal("state", owner.refusal or "the guest's PV driver bypasses a disk here")
         if not is_prepared(owner.place) and owner.place.state not in _IN_SESSION:
             return refusal("busy", f"it is {owner.place.state}: {owner.error or 'wait'}")
 

@@ -50,6 +50,7 @@ class Reach:
         self._log = log
         self._on_change = on_change
         self._poked = trio.Event()
+        self._hurried = trio.Event()
         self._scope = trio.CancelScope()
         self._lost_at: float | None = None
         self.error: str | None = None
@@ -73,7 +74,12 @@ class Reach:
         return "{}:{}".format(*self.address) if self.address else None
 
     def poke(self) -> None:
-        """Try now, without a pause before it."""
+        """Look whether there may be a link now; a pause between two attempts goes on."""
+        self._poked.set()
+
+    def hurry(self) -> None:
+        """Try now, whatever the pause."""
+        self._hurried.set()
         self._poked.set()
 
     def hang_up(self) -> None:
@@ -105,8 +111,9 @@ class Reach:
             if trio.current_time() - began > pause:
                 pause = _RETRY_MIN
             self._give_up_in_time()
+            self._hurried = trio.Event()
             with trio.move_on_after(pause):
-                await self._wait_poked()
+                await self._hurried.wait()
                 pause = _RETRY_MIN
             pause = min(pause * 2, self._performer.host.settings.config.replication.retry_max)
 
@@ -129,7 +136,7 @@ class Reach:
             ) as link:
                 await self._meet(link, host)
                 welcomed = True
-                await link.wait_closed()
+                raise await link.wait_closed()
         except LinkRefused as refusal:
             self._refused(refusal)
         except (LinkClosed, LinkSilent) as error:

@@ -12,7 +12,6 @@ import trio
 
 from xencolo.disk import Role
 from xencolo.errors import LinkClosed, LinkError, UnexpectedEvent, XencoloError
-from xencolo.graph import Form
 from xencolo.observed import forbidden, hangs_up, needs_fencing, supersedes
 from xencolo.plan import Domain, Launch
 from xencolo.qmp import Event as QmpEvent
@@ -30,9 +29,10 @@ _S = DomainState
 
 #: Where the domain is alone: a link that led nowhere is given up, and tried again later.
 _ALONE = {_S.STANDALONE, _S.DEGRADED, _S.PROMOTED, _S.LAUNCHING, _S.FAILED}
-#: Where a primary writes, or is about to write, to a secondary.
+#: Where a primary writes, or is about to write, to a secondary, and where that says so.
 _CAN_BE_BYPASSED = {
-    Place(Role.PRIMARY, state) for state in (_S.STANDALONE, _S.RESYNCING, _S.REPLICATING)
+    *(Place(Role.PRIMARY, state) for state in (_S.STANDALONE, _S.RESYNCING, _S.REPLICATING)),
+    Place(Role.SECONDARY, _S.REPLICATING),
 }
 #: What the reconciler says of a domain whose replication has more to say.
 _COVERED = {_S.RUNNING, _S.LAUNCHING}
@@ -119,7 +119,7 @@ class Replicator:
         """Take what the reconciler saw; nothing is awaited."""
         before, self.seen = self.seen, seen
         config = self._host.settings.config
-        self.performer.describe(seen.view, Form(config.qemu.form), config.replication.qmp_timeout)
+        self.performer.describe(seen.view, seen.launch, config.replication.qmp_timeout)
         if before is None or before.qmp is not seen.qmp:
             if self.performer.qmp:
                 self.push(Event.QEMU_GONE)

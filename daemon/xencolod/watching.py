@@ -39,6 +39,7 @@ class Watching:
         self._owner = owner
         self._performer = owner.performer
         self._changed = trio.Event()
+        self._alarm = trio.Event()
         self._to_prepare: Launch | None = None
         self._prepared: Launch | None = None
         self._failures = 0
@@ -73,13 +74,18 @@ class Watching:
     def hear(self, event: QmpEvent) -> None:
         """Take what QEMU said."""
         if event.name in _ALARMS:
-            self.poke()
+            self._alarm.set()
 
-    async def _wait(self, seconds: float = float("inf")) -> None:
-        """Wait for a poke, at most so long."""
-        with trio.move_on_after(seconds):
-            await self._changed.wait()
+    async def _wait_changed(self) -> None:
+        """Wait for a poke, without a deadline: whoever changes something pokes."""
+        await self._changed.wait()
         self._changed = trio.Event()
+
+    async def _wait_alarm(self, seconds: float) -> None:
+        """Wait until QEMU says that something is to be looked at, at most so long."""
+        with trio.move_on_after(seconds):
+            await self._alarm.wait()
+        self._alarm = trio.Event()
 
     # -- before a QEMU runs, and when one is found ---------------------------------------------------
 
@@ -103,7 +109,7 @@ class Watching:
                 return
             if self._to_prepare and self._to_prepare != self._prepared:
                 await self._prepare(self._to_prepare)
-            await self._wait()
+            await self._wait_changed()
 
     async def _prepare(self, launch: Launch) -> None:
         owner, performer = self._owner, self._performer
@@ -150,7 +156,7 @@ class Watching:
                 self._owner.push(Event.MIRRORED)
                 return
             self._say_progress(progress.done, progress.total)
-            await self._wait(look)
+            await self._wait_alarm(look)
             look = min(look * 2, longest)
 
     def _say_progress(self, done: int, total: int) -> None:
@@ -178,7 +184,7 @@ class Watching:
             if error := await self._performer.either.fault():
                 self._owner.push(Event.QEMU_ERROR, f"QEMU's replication reports: {error}")
                 return
-            await self._wait(self._performer.host.settings.config.replication.poll)
+            await self._wait_alarm(self._performer.host.settings.config.replication.poll)
 
     async def _keep_checkpoints(self) -> None:
         """Take a checkpoint at each interval; one that comes late does not bring the next one forward."""

@@ -116,7 +116,7 @@ def needs_fencing(place: Place, event: Event) -> bool:
 
     :param place: where the event has led.
     """
-    return place == _SUSPENDED and event in {Event.PEER_LOST, Event.PEER_SILENT}
+    return place == _SUSPENDED and event in _MISSED
 
 
 def hangs_up(event: Event) -> bool:
@@ -129,6 +129,8 @@ def hangs_up(event: Event) -> bool:
 
 _IN_FORCE = Place(Role.SECONDARY, State.REPLICATING)
 _SUSPENDED = Place(Role.SECONDARY, State.DEGRADED)
+# A secondary that was found in a session does not know whether its primary lives.
+_MISSED = {Event.PEER_LOST, Event.PEER_SILENT, Event.IN_SESSION}
 _BY_ITSELF = {
     *(Event.QEMU_GONE, Event.QEMU_ERROR, Event.REFUSED),
     *(Event.FAILOVER, Event.FORCE_FAILOVER, Event.FENCED),
