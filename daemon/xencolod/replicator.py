@@ -187,6 +187,9 @@ class Replicator:
             checkpoint=performer.number or None,
             checkpoint_time=performer.checkpoint_time,
             resync=performer.resync,
+            record=str(self._host.records.path(performer.record.uuid))
+            if performer.record
+            else None,
         )
         status = status._replace(replication=replication)
         if status.state not in _COVERED and self.place.state is not _S.FAILING_OVER:
