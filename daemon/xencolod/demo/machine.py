@@ -164,7 +164,8 @@ class Machine:
                 command, capture_stdout=True, capture_stderr=True, check=False
             )
             if done.returncode:
-                raise DemoError(f"exit status {done.returncode}: {done.stderr.decode().strip()}")
+                said = done.stderr.decode().strip()
+                raise DemoError(f"exit status {done.returncode}: {said}\n{self.last_words()}")
             output = done.stdout.decode()
             for line in columns([] if quiet else output.splitlines()):
                 tell(f"   {line}")
@@ -209,7 +210,7 @@ class Machine:
 
     def last_words(self) -> str:
         """Return the end of the daemon's log."""
-        return f"the log of {self.name} ends with\n" + "\n".join(map(str, self.events()[-8:]))
+        return f"the log of {self.name} ends with\n" + "\n".join(map(json.dumps, self.events()[-12:]))
 
     async def pid(self, domid: int) -> int:
         """Return the pid of a domain's QEMU, as published."""
