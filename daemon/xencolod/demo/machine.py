@@ -210,7 +210,9 @@ class Machine:
 
     def last_words(self) -> str:
         """Return the end of the daemon's log."""
-        return f"the log of {self.name} ends with\n" + "\n".join(map(json.dumps, self.events()[-12:]))
+        return f"the log of {self.name} ends with\n" + "\n".join(
+            map(json.dumps, self.events()[-12:])
+        )
 
     async def pid(self, domid: int) -> int:
         """Return the pid of a domain's QEMU, as published."""
