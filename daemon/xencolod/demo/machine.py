@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -202,7 +203,7 @@ class Machine:
         (status,) = await read_status(self.client, domid)
         return status
 
-    def events(self, name: str | None = None) -> list[dict[str, object]]:
+    def events(self, name: str | None = None) -> list[dict[str, Any]]:
         """Return the events in the daemon's log, or those of one name."""
         whole = self._log.read_text().rpartition("\n")[0]
         lines = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]

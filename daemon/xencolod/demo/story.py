@@ -189,7 +189,7 @@ class Story:
         check(not todo, f"its guest wrote {meanwhile} meanwhile")
         await secondary.until_state(DOMID, DomainState.REPLICATING)
         done = primary.events("resync.done")[-1]
-        tell(f"copied in {done['seconds']} s; the guest stood for {done['paused']} s of it")
+        tell(f"copied in {done['seconds']:.1f} s; the guest stood for {done['paused']:.3f} s of it")
 
     async def _write(self, host: Machine, *runs: Run) -> None:
         for run in runs:
@@ -203,7 +203,7 @@ class Story:
         await self._write(primary, Run(fill, 0, 3), Run(fill + 1, 30, 1))
         await primary.xencolo("checkpoint", str(DOMID), "--wait")
         checkpoint = self._content.copy()
-        step(f"The guest writes on: {secondary.name} keeps that beside its disk till the next one")
+        step(f"The guest writes on: {secondary.name} keeps what that overwrites, till the next one")
         after = Run(fill + 0x11, 1, 4), Run(fill + 0x12, 36, 1)
         await self._write(primary, *after)
         check(await primary.guest(DOMID).reads(after[0]), f"on {primary.name} it is there")
@@ -218,7 +218,9 @@ class Story:
         await secondary.until_state(DOMID, DomainState.PROMOTED)
         done = secondary.events("failover.done")[-1]
         await secondary.xencolo("status", str(DOMID))
-        tell(f"from the command to promoted: {done['seconds']} s; generation {done['generation']}")
+        tell(
+            f"from the command to promoted: {done['seconds']:.3f} s; generation {done['generation']}"
+        )
         self._content = checkpoint
         await self.prove(secondary, after)
 
