@@ -8,7 +8,6 @@ import trio
 
 from xencolo import requests
 from xencolo.device import Device
-from xencolo.disk import Role
 from xencolo.drives import Form
 from xencolo.errors import VdevError, XenstoreError
 from xencolo.paths import (
@@ -28,7 +27,7 @@ from xencolod.hub import Hub
 from xencolod.log import emit
 from xencolod.obeying import Obeying
 from xencolod.performer import complaint
-from xencolod.preparation import NO_PRIMARY
+from xencolod.preparation import as_recorded
 from xencolod.process import domains_with_qemu, files
 from xencolod.publish import Publisher
 from xencolod.replicator import Replicator, Seen
@@ -275,7 +274,8 @@ class Reconciler:
         if known is None and not (view.devices or view.managed or view.published):
             return
         known = known or await self._supervise(view.domid)
-        view = self._recorded(view, known)
+        launch = known.supervisor.machine.launch
+        view = as_recorded(view, known.replicator.performer.record, launch)
         policy = self._policy()
         decided = plan(view, known.supervisor.machine, policy, missing)
         unsized = not (policy.memory or view.memory)
@@ -301,18 +301,6 @@ class Reconciler:
             known.scope.cancel()
             self._hub.remove(view.domid)
             del self._known[view.domid]
-
-    def _recorded(self, view: Domain, known: _Known) -> Domain:
-        """Return the view with what the domain's record adds to it."""
-        record = known.replicator.performer.record
-        if record is None or not view.uuid or record.uuid != view.uuid.lower():
-            return view
-        # From the record of a failover on: the role node changes before the record of its end does.
-        view = view._replace(promoted=record.promoted or bool(record.unfinished))
-        if record.role is Role.SECONDARY and not record.unfinished:
-            wrong = view.wanted_role is Role.PRIMARY and view.role_error is None
-            return view._replace(role=None, role_error=NO_PRIMARY) if wrong else view
-        return view
 
     def _seen(self, view: Domain, known: _Known) -> Seen:
         supervisor = known.supervisor
