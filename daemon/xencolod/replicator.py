@@ -12,7 +12,7 @@ import trio
 
 from xencolo.disk import Role
 from xencolo.errors import LinkClosed, LinkError, UnexpectedEvent, XencoloError
-from xencolo.observed import forbidden, hangs_up, needs_fencing, supersedes
+from xencolo.observed import forbidden, hangs_up, needs_fencing, still, supersedes
 from xencolo.plan import Domain, Launch
 from xencolo.qmp import Event as QmpEvent
 from xencolo.replication import Action, Event, Place, Step, step
@@ -252,7 +252,11 @@ class Replicator:
 
     async def _take(self, occurrence: Occurrence) -> bool:
         """Do what the table says; return whether it says anything and was done."""
-        event, before = occurrence.event, self.place
+        before = self.place
+        if before.role is Role.PRIMARY:
+            linked = self.performer.link is not None
+            occurrence.event = still(occurrence.event, self.performer.record, linked=linked)
+        event = occurrence.event
         try:
             todo = step(self.place, event)
         except UnexpectedEvent as error:
