@@ -392,6 +392,7 @@ class Host:
             return
         except LinkDown:
             return
+        assert peer.record.role is Role.SECONDARY, "a primary is welcome to a primary"
         if self.daemon is daemon and peer.daemon:
             daemon.link, daemon.lost = peer, False
             daemon.push(met(daemon.session, welcome, equal=equal and peer.raw == self.raw))

@@ -575,6 +575,31 @@ class Hosts(RuleBasedStateMachine):
             if host.saved and host.saved.superseded_by:
                 host.node = Q
 
+    @rule(
+        index=INDEX,
+        command=st.sampled_from(["checkpoint", "detach", "fail_over", "go_on"]),
+        left=st.integers(0, 16),
+        kind=st.sampled_from(list(FAULTS)),
+        quiet=st.integers(0, 2),
+    )
+    def break_in_the_middle(
+        self, index: int, command: str, left: int, kind: str, quiet: int
+    ) -> None:
+        """Have a fault at one moment of a command, or of a start, as the crash sweep has on real QEMUs."""
+        if quiet:
+            self.heal(6 * quiet)
+        self.world.fuse = left, kind
+        host = self.host(index)
+        commands: dict[str, Callable[[], None]] = {
+            "checkpoint": lambda: self.checkpoint(index),
+            "detach": lambda: self.detach(index),
+            "fail_over": lambda: self.fail_over(index, force=True),
+            "go_on": lambda: self.go_on(2),
+        }
+        commands[command]()
+        if host.daemon:
+            host.drain()
+
     # -- what must hold
 
     @invariant()
