@@ -646,5 +646,7 @@ class Hosts(RuleBasedStateMachine):
         assert recover(world), [(h.index, h.node, h.saved, h.daemon, h.qemu) for h in world.hosts]
 
 
-Hosts.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Hosts.TestCase.settings = settings(
+    max_examples=300, stateful_step_count=40, deadline=None, derandomize=True
+)
 TestHosts = Hosts.TestCase
