@@ -263,6 +263,8 @@ class Replicator:
             self._say_unexpected(occurrence, error)
             return False
         occurrence.begin()
+        if before.role is Role.SECONDARY and hangs_up(event):
+            self.answering.hang_up(event)
         self._move(Place(self.place.role, todo.during), occurrence)
         try:
             await self._perform(todo, event)
@@ -273,8 +275,6 @@ class Replicator:
         self._move(todo.then, occurrence)
         if todo.then.state in _ALONE and event is not Event.PEER_AGREES:
             self.reach.hang_up()
-        if before.role is Role.SECONDARY and hangs_up(event):
-            self.answering.hang_up(event)
         occurrence.finish()
         return True
 

@@ -131,7 +131,7 @@ def needs_fencing(place: Place, event: Event) -> bool:
 
 
 def hangs_up(event: Event) -> bool:
-    """Return whether a secondary hangs up after an event.
+    """Return whether a secondary hangs up at an event, before anything is done that may fail.
 
     Its session has ended, or may have, and its primary can't see that before the next write or checkpoint.
     """

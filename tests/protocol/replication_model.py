@@ -304,6 +304,8 @@ class Host:
         except UnexpectedEvent:
             return False
         begin()
+        if before.role is Role.SECONDARY and hangs_up(event):
+            self.world.hang_up(self)
         daemon.place = Place(before.role, todo.during)
         try:
             for action in todo.actions:
@@ -322,8 +324,6 @@ class Host:
             and event is not Event.PEER_AGREES
         ):
             daemon.link = None
-        if before.role is Role.SECONDARY and hangs_up(event):
-            self.world.hang_up(self)
         self.see()
         return True
 
