@@ -12,7 +12,7 @@ import trio
 
 from xencolo.disk import Role
 from xencolo.errors import LinkClosed, LinkError, UnexpectedEvent, XencoloError
-from xencolo.observed import forbidden, hangs_up, needs_fencing, supersedes
+from xencolo.observed import forbidden, hangs_up, needs_fencing, still, supersedes
 from xencolo.plan import Domain, Launch
 from xencolo.qmp import Event as QmpEvent
 from xencolo.replication import Action, Event, Place, Step, step
@@ -252,13 +252,19 @@ class Replicator:
 
     async def _take(self, occurrence: Occurrence) -> bool:
         """Do what the table says; return whether it says anything and was done."""
-        event, before = occurrence.event, self.place
+        before = self.place
+        if before.role is Role.PRIMARY:
+            linked = self.performer.link is not None
+            occurrence.event = still(occurrence.event, self.performer.record, linked=linked)
+        event = occurrence.event
         try:
             todo = step(self.place, event)
         except UnexpectedEvent as error:
             self._say_unexpected(occurrence, error)
             return False
         occurrence.begin()
+        if before.role is Role.SECONDARY and hangs_up(event):
+            self.answering.hang_up(event)
         self._move(Place(self.place.role, todo.during), occurrence)
         try:
             await self._perform(todo, event)
@@ -269,8 +275,6 @@ class Replicator:
         self._move(todo.then, occurrence)
         if todo.then.state in _ALONE and event is not Event.PEER_AGREES:
             self.reach.hang_up()
-        if before.role is Role.SECONDARY and hangs_up(event):
-            self.answering.hang_up(event)
         occurrence.finish()
         return True
 
