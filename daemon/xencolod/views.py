@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import NamedTuple
 from xencolo import requests
 from xencolo.device import Device, check_trust
 from xencolo.disk import Role
+from xencolo.drives import under_dev
 from xencolo.errors import NodeError
 from xencolo.paths import (
     QDISK,
@@ -230,16 +232,47 @@ def _device_model(
     return f"{argv[0].decode('utf-8', 'replace')}, pid {pid}, runs the domain's device model", None
 
 
-def missing_images(wanted: Iterable[tuple[int, int, tuple[str, ...]]]) -> dict[int, dict[int, str]]:
-    """Return which images can't be opened, and why: domid → devid → reason.
+class Wanted(NamedTuple):
+    """The images of a disk that QEMU is to open.
 
-    :param wanted: (domid, devid, paths). Looks at the file system: call it in a thread.
+    :ivar image: must be there already.
+    :ivar buffers: active and hidden disk, which may be made later.
     """
+
+    domid: int
+    devid: int
+    image: str
+    buffers: tuple[str, ...]
+
+
+class Found(NamedTuple):
+    """What the paths of images lead to.
+
+    :ivar missing: domid → devid → why QEMU can't be given the image.
+    :ivar block_devices: the paths of those that are one.
+    """
+
+    missing: Mapping[int, Mapping[int, str]]
+    block_devices: frozenset[str]
+
+
+def look_at(wanted: Iterable[Wanted]) -> Found:
+    """Return what the images are. Looks at the file system: call it in a thread."""
     missing: dict[int, dict[int, str]] = {}
-    for domid, devid, paths in wanted:
-        for path in paths:
-            if not os.access(path, os.R_OK):
-                why = "can't be read" if os.path.lexists(path) else "does not exist"
-                missing.setdefault(domid, {})[devid] = f"the image {path} {why}"
-                break
-    return missing
+    devices: set[str] = set()
+    for domid, devid, image, buffers in wanted:
+        if why := _unusable(image):
+            missing.setdefault(domid, {})[devid] = f"the image {image} {why}"
+        devices |= {path for path in (image, *buffers) if Path(path).is_block_device()}
+    return Found(missing, frozenset(devices))
+
+
+def _unusable(path: str) -> str | None:
+    if not os.access(path, os.R_OK):
+        return "can't be read" if os.path.lexists(path) else "does not exist"
+    mode = Path(path).stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        return "is neither a regular file nor a block device"
+    if under_dev(path) and not stat.S_ISBLK(mode):
+        return "is no block device, and in /dev nothing else is an image"
+    return None
