@@ -1,7 +1,7 @@
 """What must be so before a domain's QEMU is started: its record, its disks made whole, its images."""
 
 from xencolo.disk import Role
-from xencolo.errors import ReplicationError
+from xencolo.errors import ImageError, ReplicationError
 from xencolo.paths import colo_path, domain_path
 from xencolo.plan import Domain, Launch
 from xencolo.record import Record
@@ -9,6 +9,7 @@ from xencolo.status import RECORD
 from xencolod import images
 from xencolod.log import Logger, emit
 from xencolod.performer import Performer
+from xencolod.places import forbidden
 
 
 def as_recorded(view: Domain, record: Record | None, running: Launch | None) -> Domain:
@@ -98,7 +99,12 @@ async def ready_images(performer: Performer, role: Role, log: Logger) -> None:
     """
     if role is not Role.SECONDARY:
         return
+    config = performer.host.settings.config
+    for disk in performer.disks:
+        for path in (disk.active_disk, disk.hidden_disk):
+            if path and (reason := forbidden(path, config.images.directories)):
+                raise ImageError(path, reason)
     await performer.save(in_sync=False)
     for disk in performer.disks:
-        await images.prepare(disk, make=performer.host.settings.config.replication.make_images)
+        await images.prepare(disk, make=config.replication.make_images)
         emit(log, "images.made", devid=disk.devid, vdev=disk.vdev, path=disk.active_disk)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 
 import trio
@@ -27,12 +28,13 @@ from xencolod.hub import Hub
 from xencolod.log import emit
 from xencolod.obeying import Obeying
 from xencolod.performer import complaint
+from xencolod.places import any_forbidden, only_allowed
 from xencolod.preparation import as_recorded
 from xencolod.process import domains_with_qemu, files
 from xencolod.publish import Publisher
 from xencolod.replicator import Replicator, Seen
 from xencolod.supervisor import Settings, Supervisor
-from xencolod.views import Image, missing_images, read_domains
+from xencolod.views import Found, Wanted, look_at, read_domains
 from xencolod.xenstore import Client, Reads, Watch, demand, read
 
 #: What no watch tells of is looked at this often, in seconds: an image that was missing, the end of
@@ -181,10 +183,12 @@ class Reconciler:
             views |= await self._client.transaction(lambda to: self._read(to, doubtful))
         self._unproven -= {d for d in self._unproven & views.keys() if self._proves(views[d])}
         views = {domid: view for domid, view in views.items() if domid not in self._unproven}
-        missing = await self._missing_images(views.values())
+        views = await only_allowed(views, self._config.images.directories)
+        found = await self._look_at_images(views.values())
         async with trio.open_nursery() as nursery:
             for view in views.values():
-                nursery.start_soon(self._settle, view, missing.get(view.domid, {}))
+                seen = view._replace(block_devices=found.block_devices)
+                nursery.start_soon(self._settle, seen, found.missing.get(view.domid, {}))
         self._done(started, len(views), sum(len(view.devices) for view in views.values()))
 
     async def _read(self, to: Reads, domids: Sequence[int]) -> dict[int, Domain]:
@@ -244,20 +248,21 @@ class Reconciler:
             emit(self._log, "daemon.ready", domains=domains, devices=devices, seconds=seconds)
         emit(self._log, "reconcile.done", domains=domains, devices=devices, seconds=seconds)
 
-    async def _missing_images(self, views: Iterable[Domain]) -> dict[int, dict[int, str]]:
-        """Look for the images of the domains whose QEMU does not have all their disks yet."""
+    async def _look_at_images(self, views: Iterable[Domain]) -> Found:
+        """Look at the images of the domains whose QEMU does not have all their disks yet."""
         policy = self._policy()
         make = self._config.replication.make_images
         wanted = [
-            Image(view.domid, devid, path, made=make and path != _target(view.devices[devid]))
+            # Active and hidden images are made, or missed, by who prepares a secondary.
+            Wanted(view.domid, devid, images[0], images[1:])
             for view in views
             if view.managed and not self._has_all(view, policy)
-            for devid, paths in drives_of(view, policy, {}).images.items()
-            for path in paths
+            for devid, images in drives_of(view, policy, {}).images.items()
+            if images
         ]
         if not wanted:
-            return {}
-        return await trio.to_thread.run_sync(missing_images, wanted)
+            return Found({}, frozenset())
+        return await trio.to_thread.run_sync(partial(look_at, wanted, make=make))
 
     def _has_all(self, view: Domain, policy: Policy) -> bool:
         """Whether the QEMU was started with every disk: it keeps them, whatever became of the files."""
@@ -279,7 +284,11 @@ class Reconciler:
         policy = self._policy()
         decided = plan(view, known.supervisor.machine, policy, missing)
         unsized = not (policy.memory or view.memory)
-        known.recheck = bool(missing) or (view.managed and (unsized or view.foreign is not None))
+        known.recheck = (
+            bool(missing)
+            or any_forbidden(view)
+            or (view.managed and (unsized or view.foreign is not None))
+        )
         # Before anything is started: whether it may be is the replicator's to say.
         known.replicator.see(self._seen(view, known))
         known.supervisor.want(decided.launch)
@@ -433,10 +442,6 @@ def _refusal(view: Domain) -> str | None:
             f"replicated, another writes past QEMU's quorum"
         )
     return complaint(disks)
-
-
-def _target(device: Device) -> str | None:
-    return device.disk.pdev_path if device.disk else None
 
 
 def _vdev(device: Device) -> str | None:

@@ -336,8 +336,9 @@ class Replicator:
         """Go to a place; every change is logged and published."""
         before, self.place = self.place, place
         if before == place:
-            if occurrence.error:
+            if occurrence.error and occurrence.error != self.error:
                 self.error = occurrence.error
+                self.changed()
             return
         self.error = occurrence.error
         record = self.performer.record

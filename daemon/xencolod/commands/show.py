@@ -3,6 +3,7 @@
 # ruff: noqa: PLC0415 - slow modules are imported where they are needed: --help answers at once
 
 import sys
+from pathlib import Path
 
 import click
 
@@ -39,9 +40,12 @@ def drives(domid: int, role: str | None, form: str, as_json: bool) -> None:
     the exit status is 1.
     """
     from xencolo.disk import Role
-    from xencolo.drives import Form, domain_drives
+    from xencolo.drives import Form, domain_drives, under_dev
     from xencolo.paths import QDISK
     from xencolod import domains
+
+    def is_block_device(path: str) -> bool:
+        return under_dev(path) or Path(path).is_block_device()
 
     (found,) = run(lambda client: domains.survey(client, domid))
     chosen = Role(role) if role else found.role
@@ -49,7 +53,8 @@ def drives(domid: int, role: str | None, form: str, as_json: bool) -> None:
         raise DomainError(found.role_error)
     here = (domains.TOOLSTACK_DOMID, QDISK)
     ours = [d for d in found.devices if (d.paths.backend_domid, d.paths.kind) == here]
-    result = domain_drives([d.disk for d in ours if d.disk], chosen, Form(form))
+    disks = [d.disk for d in ours if d.disk]
+    result = domain_drives(disks, chosen, Form(form), is_block_device=is_block_device)
     if as_json:
         print_json(result.arguments)
     else:
