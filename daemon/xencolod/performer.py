@@ -143,11 +143,20 @@ class Performer:
 
     def describe(self, view: Domain, form: Form, timeout: float) -> None:
         """Take what the nodes say of the disks; a disk that can't be read is as it was."""
+        if self.record and view.uuid and view.uuid.lower() != self.record.uuid:
+            self._forget()
         read = {d: device.disk for d, device in view.devices.items() if device.is_colo}
         before = {disk.devid: disk for disk in self.disks}
         disks = {devid: disk or before.get(devid) for devid, disk in sorted(read.items())}
         self.disks = tuple(disk for disk in disks.values() if disk)
         self._form, self._timeout = form, timeout
+
+    def _forget(self) -> None:
+        """Forget the guest that had the domid before."""
+        self.record, self.disks = None, ()
+        self.session = self.checkpoint_time = self.resync = self.nbd = None
+        self.later_generation = self.peer_generation = self._ended = None
+        self.number, self.assume_equal = 0, False
 
     def begin(self) -> None:
         """Note that a step begins."""

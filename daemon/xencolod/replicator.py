@@ -33,6 +33,8 @@ _ALONE = {_S.STANDALONE, _S.DEGRADED, _S.PROMOTED, _S.LAUNCHING, _S.FAILED}
 _CAN_BE_BYPASSED = {
     Place(Role.PRIMARY, state) for state in (_S.STANDALONE, _S.RESYNCING, _S.REPLICATING)
 }
+#: More than any generation has.
+_DIGITS = 20
 #: What the reconciler says of a domain whose replication has more to say.
 _COVERED = {_S.RUNNING, _S.LAUNCHING}
 
@@ -168,7 +170,7 @@ class Replicator:
         if not performer.disks:
             return status
         replication = ReplicationStatus(
-            generation=performer.record.generation if performer.record else None,
+            generation=self._generation,
             peer=self.peer,
             session=performer.session,
             checkpoint=performer.number or None,
@@ -178,6 +180,8 @@ class Replicator:
         status = status._replace(replication=replication)
         if status.state not in _COVERED and self.place.state is not _S.FAILING_OVER:
             return status
+        if status.state is _S.RUNNING and status.error and self.seen and not self.seen.qmp:
+            return status  # QEMU can't be asked where it is in its life
         error = self.error or (self.reach.error if self.place.role is Role.PRIMARY else None)
         state = self.place.state
         if state in {_S.REPLICATING, _S.RESYNCING}:
@@ -187,6 +191,14 @@ class Replicator:
             error=error or status.error,
             role_in_force=status.role_in_force and self.place.role,
         )
+
+    @property
+    def _generation(self) -> int | None:
+        """The record's; until that is known the published one stays, which tells when it is lost."""
+        if record := self.performer.record:
+            return record.generation
+        published = (self.seen and self.seen.view.generation) or ""
+        return int(published) if published.isdecimal() and len(published) < _DIGITS else None
 
     # -- events --------------------------------------------------------------------------------------
 

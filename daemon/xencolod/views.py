@@ -1,7 +1,6 @@
 """What the nodes say of whole domains: read in two round trips, however many domains there are."""
 
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +20,7 @@ from xencolo.paths import (
     numbers,
     parse_devid,
 )
-from xencolo.plan import Domain
+from xencolo.plan import Domain, uuid_of
 from xencolo.status import COMMAND, GENERATION, ROLE, STATE, parse_role
 from xencolod.devices import read_devices
 from xencolod.xenstore import Answer, Reads, absent_as_none, names_in
@@ -144,7 +143,7 @@ def _domain(
         domid=domid,
         exists=values["home"] is not None,
         name=(values["name"] or b"").decode("utf-8", "replace") or f"domain-{domid}",
-        uuid=_uuid(values["vm"]),
+        uuid=uuid_of(values["vm"]),
         role=role,
         role_error=role_error,
         foreign=foreign,
@@ -178,14 +177,6 @@ def _distrusted(
     except NodeError as error:
         return str(error)
     return None
-
-
-_VM = re.compile(rb"/vm/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", re.IGNORECASE)
-
-
-def _uuid(value: bytes | None) -> str | None:
-    match = _VM.fullmatch(value or b"")
-    return match[1].decode() if match else None
 
 
 def _role(
