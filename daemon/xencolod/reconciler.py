@@ -316,7 +316,8 @@ class Reconciler:
         colo = [device for device in view.devices.values() if device.is_colo]
         return Seen(
             view,
-            supervisor.qmp,
+            # What replicates has nothing to do with the QEMU of the guest before.
+            None if another_guest(supervisor.machine.launch, view) else supervisor.qmp,
             supervisor.machine.launch,
             tuple(_vdev(device) or str(device.paths.devid) for device in colo if device.bypassed),
             _refusal(view),
@@ -343,7 +344,8 @@ class Reconciler:
         said, known.status = known.status is not None or known.unsaid, decided.status
         known.unsaid = True
         if decided.status and view.exists:
-            await self._publisher.publish(view.domid, decided.status)
+            if not await self._publisher.publish(view.domid, decided.status, view.uuid):
+                self.dirty.mark(view.domid)  # it was another one's by then, or nobody's
         elif decided.status is None and (said or view.published or not view.devices):
             await self._publisher.withdraw(view.domid)
         known.unsaid = False

@@ -194,6 +194,8 @@ class Replicator:
         status = status._replace(replication=replication)
         if status.state not in _COVERED and self.place.state is not _S.FAILING_OVER:
             return status
+        if status.state is _S.RUNNING and status.error and self.seen and not self.seen.qmp:
+            return status  # QEMU can't be asked where it is in its life
         error = self.error or (self.reach.error if self.place.role is Role.PRIMARY else None)
         state = self.place.state
         if state in {_S.REPLICATING, _S.RESYNCING}:

@@ -1,7 +1,6 @@
 """What the nodes say of whole domains: read in two round trips, however many domains there are."""
 
 import os
-import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -23,7 +22,7 @@ from xencolo.paths import (
     numbers,
     parse_devid,
 )
-from xencolo.plan import Domain
+from xencolo.plan import Domain, uuid_of
 from xencolo.status import COMMAND, RECORD, ROLE, STATE, parse_role
 from xencolod.devices import read_devices
 from xencolod.xenstore import Answer, Reads, absent_as_none, names_in
@@ -146,7 +145,7 @@ def _domain(
         domid=domid,
         exists=values["home"] is not None,
         name=(values["name"] or b"").decode("utf-8", "replace") or f"domain-{domid}",
-        uuid=_uuid(values["vm"]),
+        uuid=uuid_of(values["vm"]),
         role=role,
         role_error=role_error,
         foreign=foreign,
@@ -180,14 +179,6 @@ def _distrusted(
     except NodeError as error:
         return str(error)
     return None
-
-
-_VM = re.compile(rb"/vm/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", re.IGNORECASE)
-
-
-def _uuid(value: bytes | None) -> str | None:
-    match = _VM.fullmatch(value or b"")
-    return match[1].decode() if match else None
 
 
 def _role(
@@ -272,6 +263,11 @@ def look_at(wanted: Iterable[Wanted], *, make: bool) -> Found:
     return Found(missing, frozenset(devices))
 
 
+def _unmakeable(path: Path) -> str | None:
+    folder = path.parent
+    return None if folder.is_dir() else f"can't be made: {folder} is no directory"
+
+
 def _is_block_device(path: str) -> bool:
     try:
         return stat.S_ISBLK(Path(path).stat().st_mode)
@@ -283,10 +279,7 @@ def _unusable(path: str, *, absent_ok: bool) -> str | None:
     try:
         mode = Path(path).stat().st_mode
     except FileNotFoundError:
-        if not absent_ok:
-            return "does not exist"
-        folder = Path(path).parent
-        return None if folder.is_dir() else f"can't be made: {folder} is no directory"
+        return _unmakeable(Path(path)) if absent_ok else "does not exist"
     except OSError as error:
         return f"can't be read: {error.strerror}"
     if not os.access(path, os.R_OK):

@@ -3,6 +3,7 @@
 No branch here looks at anything but its arguments, so every decision is a row of a test.
 """
 
+import re
 from collections.abc import Mapping
 from enum import Enum
 from typing import NamedTuple
@@ -11,6 +12,14 @@ from xencolo.device import CLOSING, Device
 from xencolo.disk import Role
 from xencolo.drives import DomainDrives, Form, domain_drives, form_of, image_drivers, under_dev
 from xencolo.status import DeviceState, DomainState, DomainStatus
+
+_VM = re.compile(rb"/vm/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", re.IGNORECASE)
+
+
+def uuid_of(vm: bytes | None) -> str | None:
+    """Return the uuid in the value of ``~/vm``, None where it has none."""
+    match = _VM.fullmatch(vm or b"")
+    return match[1].decode() if match else None
 
 
 class Domain(NamedTuple):

@@ -106,7 +106,7 @@ def test_a_block_device_is_known_by_what_it_is(own_dev: Path, tmp_path: Path) ->
     regular.touch()
     paths = enumerate((device, link, regular))
     wanted = [Wanted(5, number, str(path), (str(link),)) for number, path in paths]
-    assert look_at(wanted) == Found({}, frozenset({str(device), str(link)}))
+    assert look_at(wanted, make=True) == Found({}, frozenset({str(device), str(link)}))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_block_device_is_known_by_what_it_is(own_dev: Path, tmp_path: Path) ->
         ("regular", "is no block device, and in /dev nothing else is an image"),
         (".", "is neither a regular file nor a block device"),
         ("absent", "does not exist"),
-        ("dangling", "can't be read"),
+        ("dangling", "does not exist"),
     ],
 )
 def test_what_is_no_image_is_the_error_of_its_disk(name: str, why: str, own_dev: Path) -> None:
@@ -124,7 +124,9 @@ def test_what_is_no_image_is_the_error_of_its_disk(name: str, why: str, own_dev:
     (own_dev / "dangling").symlink_to("absent")
     (own_dev / "regular").touch()
     path = f"{own_dev}/{name}"
-    assert look_at([Wanted(5, 1, path, ())]).missing == {5: {1: f"the image {path} {why}"}}
+    assert look_at([Wanted(5, 1, path, ())], make=True).missing == {
+        5: {1: f"the image {path} {why}"}
+    }
 
 
 @pytest.mark.parametrize("role", [Role.NONE, Role.PRIMARY, Role.SECONDARY])
