@@ -143,6 +143,6 @@ _SUSPENDED = Place(Role.SECONDARY, State.DEGRADED)
 # A secondary that was found in a session does not know whether its primary lives.
 _MISSED = {Event.PEER_LOST, Event.PEER_SILENT, Event.IN_SESSION}
 _BY_ITSELF = {
-    *(Event.QEMU_GONE, Event.QEMU_ERROR, Event.REFUSED),
+    *(Event.QEMU_GONE, Event.QEMU_ERROR, Event.REFUSED, Event.BYPASSED),
     *(Event.FAILOVER, Event.FORCE_FAILOVER, Event.FENCED),
 }
