@@ -5,6 +5,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
+# Tests that wait for a QEMU leave the processor to another one.
+JOBS ?= 3
+
 # What the tests run against, and what builds the hypervisor stand-in they preload.
 PROGRAMS := qemu-system-x86_64 qemu-img gcc systemd-analyze /usr/lib/xen-4.17/bin/xenstored \
             /usr/lib/xen-4.17/bin/oxenstored /usr/include/xenctrl.h
@@ -17,7 +20,7 @@ demo: setup
 	$(BIN)/python -m tests.rigs xenstored xenstored xenstored -- $(BIN)/xencolo demo
 
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
 bench: setup
 	$(BIN)/python -m tests.bench
