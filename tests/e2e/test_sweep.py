@@ -308,12 +308,21 @@ class FailoverRig(Rig):
         """Have the old primary come back: its guest must not run, under another daemon neither."""
         a = self.a
         self.start_daemons(a)
-        self.until(lambda: a.says("failed"), "the old primary is superseded")
-        assert a.guest("query-status")["status"] != "running", self.story()
+        self.stands(a)
         a.kill()
-        self.until(lambda: a.says("failed"), "the old primary is still superseded")
-        assert a.guest("query-status")["status"] != "running", self.story()
+        self.stands(a)
         assert self.b.says("promoted")
+
+    def stands(self, member: Fragile) -> None:
+        """Check that a superseded primary's guest stands still, and goes on to."""
+
+        def still() -> bool:
+            return bool(member.guest("query-status")["status"] != "running")
+
+        self.until(lambda: member.says("failed"), "the old primary is superseded")
+        self.until(still, "its guest stands")
+        member.barrier()
+        assert still(), self.story()
 
 
 _OVER = ("promoted", "degraded", "listening", "replicating")
@@ -336,9 +345,7 @@ class SwitchRig(FailoverRig):
         self.whole(self.a, self.b)
 
     def superseded(self) -> None:
-        a = self.a
-        self.until(lambda: a.says("failed"), "the old primary is superseded")
-        assert a.guest("query-status")["status"] != "running", self.story()
+        self.stands(self.a)
 
 
 class FailbackRig(Rig):
