@@ -365,6 +365,8 @@ class FailbackRig(Rig):
         self.arm(point)
         c.create(self.identity, filled(self.rng), role="secondary", peer=c)
         self.until(lambda: c.says("listening"), "the third host listens")
+        alone = ("promoted", "standalone")
+        self.until(lambda: any(map(b.says, alone)), "the primary is alone")
         pid = b.pid_of_qemu
         todo = writes(self.rng)
         b.do(todo)
