@@ -54,6 +54,12 @@ class Host(Protocol):
     def credentials(self) -> str | None:
         """Return the directory of QEMU's TLS credentials, None for the plain mode."""
 
+    async def has_role(self, domid: int, role: Role) -> bool:
+        """Return whether the role node says this now.
+
+        :raises XenstoreError: xenstored failed.
+        """
+
     async def set_role(self, domid: int, role: Role) -> None:
         """Write the role node.
 
