@@ -422,14 +422,14 @@ class Performer:
         :raises XenstoreError: xenstored failed.
         :raises RecordError: it could not be saved.
         """
-        # First the node: a role node that says secondary later is then the operator's word.
+        if self.qmp:  # what is recorded as promoted is in no session any more
+            await self.either.mark(None)
+        # Then the node: a role node that says secondary later is the operator's word.
         await self.host.set_role(self.domid, Role.PRIMARY)
         await self.save(
             role=Role.PRIMARY, promoted=True, in_sync=False, unfinished=(), superseded_by=None
         )
         self.session = None
-        if self.qmp:
-            await self.either.mark(None)
 
 
 def complaint(disks: Sequence[Disk]) -> str | None:
