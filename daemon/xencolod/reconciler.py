@@ -307,7 +307,7 @@ class Reconciler:
         record = known.replicator.performer.record
         if record is None or not view.uuid or record.uuid != view.uuid.lower():
             return view
-        view = view._replace(promoted=record.promoted)
+        view = view._replace(promoted=record.promoted or bool(record.unfinished))
         if record.role is Role.SECONDARY and not record.unfinished:
             wrong = view.wanted_role is Role.PRIMARY and view.role_error is None
             return view._replace(role=None, role_error=NO_PRIMARY) if wrong else view

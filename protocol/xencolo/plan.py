@@ -28,7 +28,8 @@ class Domain(NamedTuple):
     :ivar generation: as it was published, None where it is absent.
     :ivar command: what the command node holds, None where it is absent or empty.
     :ivar command_error: why the command can't be taken.
-    :ivar promoted: whether it was a secondary and took over; its QEMU may have a secondary's drives.
+    :ivar promoted: whether it was a secondary that took over, or is taking over: its QEMU may have a
+        secondary's drives.
     :ivar memory: MiB that the toolstack gave it, None where no node says so.
     :ivar published: whether a state of it stands in xenstore, an earlier xencolod's too.
     """
