@@ -242,7 +242,9 @@ class Replicator:
         except UnexpectedEvent as error:
             self._say_unexpected(occurrence, error)
             return
-        self._move(Place(self.place.role, todo.during), occurrence)
+        role, state = self.place
+        emit(self.log, "replication.step", cause=event.value, role=role.value, state=state.value)
+        self._move(Place(role, todo.during), occurrence)
         try:
             await self._perform(todo, event)
         except XencoloError as error:
