@@ -51,6 +51,7 @@ class Reach:
         self._log = log
         self._on_change = on_change
         self._poked = trio.Event()
+        self._hurried = trio.Event()
         self._scope = trio.CancelScope()
         self._lost_at: float | None = None
         self.error: str | None = None
@@ -74,8 +75,14 @@ class Reach:
         return "{}:{}".format(*self.address) if self.address else None
 
     def poke(self) -> None:
-        """Try now, without a pause before it."""
+        """Look again whether there is to be a link."""
         self._poked.set()
+
+    def hurry(self) -> None:
+        """Try now, without a pause before it, and not the link that there may be."""
+        self._hurried.set()
+        self.poke()
+        self.hang_up()
 
     def hang_up(self) -> None:
         """Give the link up; the next attempt comes after a pause."""
@@ -100,14 +107,14 @@ class Reach:
         while True:
             while not self._open():
                 await self._wait_poked()
-            began = trio.current_time()
+            began, self._hurried = trio.current_time(), trio.Event()
             with trio.CancelScope() as self._scope:
                 await self._attempt()
             if trio.current_time() - began > pause:
                 pause = _RETRY_MIN
             self._give_up_in_time()
             with trio.move_on_after(pause):
-                await self._wait_poked()
+                await self._hurried.wait()
                 pause = _RETRY_MIN
             pause = min(pause * 2, self._performer.host.settings.config.replication.retry_max)
 
