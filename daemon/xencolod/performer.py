@@ -200,10 +200,14 @@ class Performer:
         record = self.record
         if record is None or record.superseded_by is None or record.role is not Role.PRIMARY:
             return None
+        return self.superseded_by(record.superseded_by)
+
+    def superseded_by(self, generation: int) -> str:
+        """Return what is said when the other host is the primary of a later generation."""
         return (
-            f"another host is the primary of generation {record.superseded_by}, this one's is "
-            f"{record.generation}: make it a secondary (xencolo role {self.domid} secondary), and let "
-            f"the other one resync to it"
+            f"another host is the primary of generation {generation}, this one's is "
+            f"{self.known.generation}: make it a secondary (xencolo role {self.domid} secondary), and "
+            f"let the other one resync to it"
         )
 
     @property
@@ -258,7 +262,7 @@ class Performer:
         await self.either.pause()
 
     async def _resume(self) -> None:
-        if self.qmp is None:
+        if self.qmp is None or self.superseded:  # then it stays paused, whatever else happens
             return
         await self.either.resume()
         if self.times.paused is not None:

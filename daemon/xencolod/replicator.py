@@ -100,6 +100,8 @@ class Replicator:
         self.answering = Answering(self)
         self._host = host
         self._on_change = on_change
+        self._renew = renew
+        self._demoted = False
         self._queue: deque[Occurrence] = deque()
         self._queued = trio.Event()
         self._fence = trio.CancelScope()
@@ -116,6 +118,7 @@ class Replicator:
                 self.push(Event.QEMU_GONE)
             self.performer.qmp = seen.qmp if self.performer.disks else None
         self._accept(seen, before)
+        self._demote(seen)
         self.poke()
 
     @property
@@ -139,13 +142,30 @@ class Replicator:
             self.refusal = self.performer.superseded
         if self.refusal and self.refusal != was:
             emit(self.log, "replication.refused", error=self.refusal)
-            self.push(Event.REFUSED, self.refusal)
+            if seen.refusal:  # SUPERSEDED comes when it is found out
+                self.push(Event.REFUSED, self.refusal)
         elif was and not self.refusal and self.place.state is _S.FAILED:
             self.push(Event.ACCEPTED)
         if seen.bypassed and (before is None or before.bypassed != seen.bypassed):
             emit(self.log, "replication.bypassed", vdevs=list(seen.bypassed))
         if seen.bypassed and self.place in _CAN_BE_BYPASSED:
             self.push(Event.BYPASSED, f"bypassed by the guest: {', '.join(seen.bypassed)}")
+
+    def _demote(self, seen: Seen) -> None:
+        """Replace the QEMU of a promoted domain that the operator makes a secondary again.
+
+        It has a secondary's drives already, but its replication is spent. What the nodes say is believed when
+        it is read a second time: at first it may have been read before the promotion wrote the role.
+        """
+        record, qemu = self.performer.record, seen.launch
+        wanted = seen.view.role is Role.SECONDARY and record is not None and record.promoted
+        may = self._host.settings.config.qemu.restart
+        demoted = bool(may and wanted and seen.qmp and qemu and qemu.role is Role.SECONDARY)
+        if demoted and self._demoted:
+            self._renew()
+        elif demoted:
+            self.changed()
+        self._demoted = demoted
 
     def permit(self, launch: Launch) -> bool:
         """Return whether this QEMU may be started now; if not, what it needs is prepared first."""
@@ -209,7 +229,7 @@ class Replicator:
                 other=generation,
                 peer=self.reach.peer,
             )
-            self.push(Event.SUPERSEDED)
+            self.push(Event.SUPERSEDED, self.performer.superseded_by(generation))
 
     async def run(self) -> None:
         """Live until cancelled; the QEMU stays as it is then, and is found so again."""

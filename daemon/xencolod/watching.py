@@ -146,7 +146,10 @@ class Watching:
         record = performer.known
         performer.session = await performer.either.session()
         owner.place = Place(record.role, _S.LAUNCHING)
-        if record.unfinished:
+        if performer.superseded and seen.view.wanted_role is Role.PRIMARY:
+            performer.later_generation = record.superseded_by
+            owner.push(Event.SUPERSEDED, performer.superseded)
+        elif record.unfinished:
             owner.push(Event.UNFINISHED)
         elif record.role is Role.SECONDARY:
             owner.push(_SERVICES[await performer.secondary.observe()])

@@ -213,7 +213,7 @@ def plan(domain: Domain, machine: Machine, policy: Policy, missing: Mapping[int,
             None if machine.phase is Phase.ABSENT else _status(DomainState.ENDING, machine, {}),
         )
 
-    if running and domain.promoted:
+    if running and domain.promoted and domain.wanted_role is Role.PRIMARY:
         domain = domain._replace(role=running.role)
     drives = drives_of(domain, policy, missing, running)
     devices = device_states(staying, drives, missing)
