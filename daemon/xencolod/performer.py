@@ -4,6 +4,7 @@
 is :mod:`xencolo.replication`'s.
 """
 
+import errno
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -346,7 +347,10 @@ class Performer:
     async def _serve(self) -> None:
         disk = self.disks[0]
         blocks = self._blocks(SecondaryBlocks, self.host.credentials())
-        await blocks.serve(disk.colo_host or "", disk.colo_port)
+        host = disk.colo_host or ""
+        # The colo-host of a primary of before is the other host's address still.
+        where = host if await is_own(host) else self.host.settings.config.link.listen
+        await blocks.serve(where, disk.colo_port)
 
     async def _unserve(self) -> None:
         await self.secondary.unserve()
@@ -408,6 +412,21 @@ class Performer:
         self.session = None
         if self.qmp:
             await self.either.mark(None)
+
+
+async def is_own(host: str) -> bool:
+    """Tell whether this machine can listen on an address; one that can't be looked up counts as its own."""
+    try:
+        found = await trio.socket.getaddrinfo(host, 0, type=trio.socket.SOCK_STREAM)
+    except OSError:
+        return True  # QEMU will say so
+    family, kind, protocol, _, address = found[0]
+    with trio.socket.socket(family, kind, protocol) as probe:
+        try:
+            await probe.bind(address)
+        except OSError as error:
+            return error.errno != errno.EADDRNOTAVAIL
+    return True
 
 
 def complaint(disks: Sequence[Disk]) -> str | None:
