@@ -217,6 +217,11 @@ class Replicator:
         self._queued.set()
         return occurrence
 
+    @property
+    def queued(self) -> bool:
+        """Whether an event waits to be dealt with."""
+        return bool(self._queue)
+
     def superseded(self, generation: int) -> None:
         """Tell that the other host is the primary of a later generation."""
         own = self.performer.record
