@@ -282,6 +282,7 @@ class Host:
         self.link_port, self.nbd_port = free_ports(2, self.address)
         self._gate: FileIO | None = None
         self.environment: dict[str, str] = {}
+        self.arguments: list[str] = []
         self.configure()
 
     # -- the daemon -----------------------------------------------------------------------------
@@ -331,7 +332,11 @@ class Host:
     def _spawn(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log, (self.directory / "stderr").open("ab") as errors:
             return subprocess.Popen(
-                [*_DAEMON, "--config", str(self.config), "--xenstore", str(self._xenstore)],
+                [
+                    *_DAEMON,
+                    *("--config", str(self.config), "--xenstore", str(self._xenstore)),
+                    *self.arguments,
+                ],
                 stdout=log,
                 stderr=errors,
                 env=os.environ | {"XENSTORED_PATH": "/nonexistent"} | self.environment,
