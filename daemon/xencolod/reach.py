@@ -7,7 +7,7 @@ import trio
 
 from xencolo.command import parse_peer
 from xencolo.disk import Role
-from xencolo.errors import LinkClosed, LinkError, LinkRefused, LinkSilent, XencoloError
+from xencolo.errors import LinkClosed, LinkRefused, LinkSilent, XencoloError
 from xencolo.link import Hello, Welcome
 from xencolo.replication import Event, Place
 from xencolo.status import DomainState
@@ -135,15 +135,13 @@ class Reach:
             ) as link:
                 await self._meet(link, host)
                 met = True
-                await link.wait_closed()
+                raise await link.wait_closed()
         except LinkRefused as refusal:
             self._refused(refusal)
-        except (LinkClosed, LinkSilent) as error:
+        except XencoloError as error:
             self._say(error)
             if met:
                 self._lost(error)
-        except XencoloError as error:
-            self._say(error)
         finally:
             self._performer.link = None
 
@@ -178,7 +176,7 @@ class Reach:
         if refusal.kind == "generation" and refusal.generation is not None:
             self._owner.superseded(refusal.generation)
 
-    def _lost(self, error: LinkError) -> None:
+    def _lost(self, error: XencoloError) -> None:
         emit(self._log, "replication.peer_lost", peer=self.peer, error=str(error))
         self._lost_at = trio.current_time()
         silent = isinstance(error, LinkSilent)
