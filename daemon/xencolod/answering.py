@@ -67,6 +67,11 @@ class Answering:
             error = f"the primary's daemon is gone: {why}"
             self._owner.push(Event.PEER_SILENT if silent else Event.PEER_LOST, error)
 
+    def hang_up(self, reason: str) -> None:
+        """End the connection: the primary has to learn at once that what it spoke of is over."""
+        if self._peer:
+            self._peer.close(reason)
+
     async def _hello(self, hello: link.Hello, peer: Peer) -> link.Reply:
         owner, performer = self._owner, self._performer
         record = performer.record

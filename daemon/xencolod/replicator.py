@@ -5,7 +5,7 @@ outlives it from the domain's record (:mod:`xencolod.watching`).
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import trio
@@ -31,7 +31,8 @@ _S = DomainState
 _ALONE = {_S.STANDALONE, _S.DEGRADED, _S.PROMOTED, _S.LAUNCHING, _S.FAILED}
 #: Where a primary writes, or is about to write, to a secondary.
 _CAN_BE_BYPASSED = {
-    Place(Role.PRIMARY, state) for state in (_S.STANDALONE, _S.RESYNCING, _S.REPLICATING)
+    Place(Role.PRIMARY, state)
+    for state in (_S.STANDALONE, _S.PROMOTED, _S.RESYNCING, _S.REPLICATING)
 }
 #: What the reconciler says of a domain whose replication has more to say.
 _COVERED = {_S.RUNNING, _S.LAUNCHING}
@@ -133,7 +134,14 @@ class Replicator:
     @property
     def accepted(self) -> bool:
         """Whether nothing forbids to replicate now."""
-        return self.refusal is None and not (self.seen and self.seen.bypassed)
+        return self.obstacle is None
+
+    @property
+    def obstacle(self) -> str | None:
+        """What forbids to replicate now."""
+        if self.refusal is None and self.seen and self.seen.bypassed:
+            return _bypassed(self.seen.bypassed)
+        return self.refusal
 
     def _accept(self, seen: Seen, before: Seen | None) -> None:
         """Compare what forbids to replicate now with what did before."""
@@ -149,7 +157,7 @@ class Replicator:
         if seen.bypassed and (before is None or before.bypassed != seen.bypassed):
             emit(self.log, "replication.bypassed", vdevs=list(seen.bypassed))
         if seen.bypassed and self.place in _CAN_BE_BYPASSED:
-            self.push(Event.BYPASSED, f"bypassed by the guest: {', '.join(seen.bypassed)}")
+            self.push(Event.BYPASSED, _bypassed(seen.bypassed))
 
     def _demote(self, seen: Seen) -> None:
         """Replace the QEMU of a promoted domain that the operator makes a secondary again.
@@ -276,6 +284,8 @@ class Replicator:
             occurrence.finish(error)
             return
         self._move(todo.then, occurrence)
+        if event is Event.QEMU_GONE:
+            self.answering.hang_up("its QEMU has ended")
         if todo.then.state in _ALONE and event is not Event.PEER_AGREES:
             self.reach.hang_up()
         occurrence.finish()
@@ -369,3 +379,7 @@ class Replicator:
         with scope:
             if await fence(self):
                 self.push(Event.FENCED)
+
+
+def _bypassed(vdevs: Sequence[str]) -> str:
+    return f"bypassed by the guest's PV driver: {', '.join(vdevs)}"

@@ -126,6 +126,7 @@ class Watching:
         view = owner.seen and owner.seen.view
         if view is None:
             return
+        owner.place = Place(launch.role, _S.LAUNCHING)
         await load_record(performer, view, launch.role)
         if performer.known.unfinished:
             await finish_failover(performer, owner.log)
