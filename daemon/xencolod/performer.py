@@ -192,8 +192,9 @@ class Performer:
 
     @property
     def assumes_equal(self) -> bool:
-        """Whether somebody said, for this time or for all, that the disks of both hosts are equal."""
-        return self.assume_equal or self.host.settings.config.replication.assume_equal
+        """Whether somebody said, for this time or for the first, that both hosts' disks are equal."""
+        configured = self.host.settings.config.replication.assume_equal
+        return self.assume_equal or (configured and not self.known.diverged)
 
     @property
     def superseded(self) -> str | None:
@@ -324,6 +325,7 @@ class Performer:
 
     async def _attach(self) -> None:
         self.assume_equal = False  # from here on they may differ
+        await self.save(diverged=True)
         await self.primary.attach()
 
     async def _checkpoint_peer(self) -> None:
@@ -407,7 +409,12 @@ class Performer:
         # First the node: a role node that says secondary later is then the operator's word.
         await self.host.set_role(self.domid, Role.PRIMARY)
         await self.save(
-            role=Role.PRIMARY, promoted=True, in_sync=False, unfinished=(), superseded_by=None
+            role=Role.PRIMARY,
+            promoted=True,
+            in_sync=False,
+            unfinished=(),
+            superseded_by=None,
+            diverged=True,
         )
         self.session = None
         if self.qmp:

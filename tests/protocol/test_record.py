@@ -53,6 +53,7 @@ WRITTEN = b"""\
   "superseded_by": null,
   "peer": null,
   "detached": false,
+  "diverged": false,
   "checksum": "sha256:4d8cc2cdb65bb30a558f0b3c6fef79e72d4738408f6ee7a05694b7d2ce1f3e4a"
 }
 """
