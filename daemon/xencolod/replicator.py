@@ -206,7 +206,8 @@ class Replicator:
         status = status._replace(replication=replication)
         if status.state not in _COVERED and self.place.state is not _S.FAILING_OVER:
             return status
-        error = self.error or (self.reach.error if self.place.role is Role.PRIMARY else None)
+        unreached = self.reach.error if self.place.role is Role.PRIMARY else None
+        error = self.error or self.obstacle or unreached
         state = self.place.state
         if state in {_S.REPLICATING, _S.RESYNCING}:
             error = status.error
@@ -347,8 +348,9 @@ class Replicator:
         """Go to a place; every change is logged and published."""
         before, self.place = self.place, place
         if before == place:
-            if occurrence.error:
+            if occurrence.error and occurrence.error != self.error:
                 self.error = occurrence.error
+                self.changed()
             return
         self.error = occurrence.error
         record = self.performer.record

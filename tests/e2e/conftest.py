@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.e2e.host import Host, Images
-from tests.e2e.site import Member, site
 from tests.e2e.machines import VDEVS, Machine, Start, disks_in
+from tests.e2e.site import Member, site
 from tests.rigs import Server
 from xencolo.disk import Role
 from xencolo.graph import Form

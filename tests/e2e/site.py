@@ -147,7 +147,7 @@ class Member(Host):
         self.store.create(DOMID, identity=UUID)
         target = peer or self
         for vdev, devid in disks:
-            named = {"colo_host": target.address, "colo_port": str(target.nbd_port)}
+            named: dict[str, Any] = {"colo_host": target.address, "colo_port": str(target.nbd_port)}
             named |= {"colo_export": f"web-{vdev}"} | nodes
             disk = self.disk(DOMID, vdev, devid, **named)
             if mib != 1:
@@ -156,6 +156,17 @@ class Member(Host):
                     Path(disk.nodes[node]).unlink()  # too short: the daemon makes them
             self.disks.append(disk)
             self.store.attach(disk, role=role)
+
+    def serve_here(self) -> None:
+        """Let its disks' colo-host be its own address, where all addresses are one machine's."""
+
+        def change() -> None:
+            for disk in self.disks:
+                for directory in (disk.backend, disk.libxl):
+                    self.store.write(f"{directory}/colo-host", self.address)
+                    self.store.write(f"{directory}/colo-port", str(self.nbd_port))
+
+        self.store.together(change)
 
     @property
     def guest(self) -> Monitor:

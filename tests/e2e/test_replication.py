@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.host import SDA, XVDA
-from tests.e2e.site import Member, listening, replicating
+from tests.e2e.site import Member, listening
 
 _BOTH = (XVDA, SDA)
 
