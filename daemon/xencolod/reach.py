@@ -18,8 +18,6 @@ from xencolod.performer import Performer
 _RETRY_MIN = 0.25
 #: States of a primary that has no secondary and reaches for one.
 _ALONE = {DomainState.STANDALONE, DomainState.DEGRADED, DomainState.PROMOTED}
-#: States of a secondary that may be in the session that this primary is in.
-_IN_SESSION = {DomainState.REPLICATING, DomainState.DEGRADED}
 
 
 class Owner(Protocol):
@@ -166,7 +164,8 @@ class Reach:
         performer.link, performer.nbd = link, (host, welcome.port)
         self.error, self._lost_at = None, None
         attached = performer.session is not None
-        if attached and welcome.session == performer.session and welcome.state in _IN_SESSION:
+        agrees = welcome.state == DomainState.REPLICATING  # it has looked at its QEMU
+        if attached and welcome.session == performer.session and agrees:
             self._owner.push(Event.PEER_AGREES)
         else:
             self._owner.push(Event.PEER_EQUAL if performer.assumes_equal else Event.PEER_READY)

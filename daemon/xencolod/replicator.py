@@ -34,6 +34,13 @@ _CAN_BE_BYPASSED = {
     Place(Role.PRIMARY, state)
     for state in (_S.STANDALONE, _S.PROMOTED, _S.RESYNCING, _S.REPLICATING)
 }
+#: Where a primary may hold a link to this secondary, and believe it to be where it is.
+_LINKED = {Place(Role.SECONDARY, state) for state in (_S.LISTENING, _S.REPLICATING, _S.DEGRADED)}
+#: What that primary has brought about itself, or is told in an answer.
+_PEER_KNOWS = {
+    *(Event.PEER_PREPARES, Event.PEER_STARTS, Event.PEER_DETACHES, Event.PEER_AGREES),
+    *(Event.PEER_LOST, Event.PEER_SILENT, Event.ACTION_FAILED),
+}
 #: What the reconciler says of a domain whose replication has more to say.
 _COVERED = {_S.RUNNING, _S.LAUNCHING}
 
@@ -276,7 +283,7 @@ class Replicator:
         except UnexpectedEvent as error:
             self._say_unexpected(occurrence, error)
             return
-        role, state = self.place
+        before = role, state = self.place
         emit(self.log, "replication.step", cause=event.value, role=role.value, state=state.value)
         self._move(Place(role, todo.during), occurrence)
         try:
@@ -285,8 +292,8 @@ class Replicator:
             occurrence.finish(error)
             return
         self._move(todo.then, occurrence)
-        if event is Event.QEMU_GONE:
-            self.answering.hang_up("its QEMU has ended")
+        if before in _LINKED and todo.then != before and event not in _PEER_KNOWS:
+            self.answering.hang_up(f"it is not {before.state} any more: {event}")
         if todo.then.state in _ALONE and event is not Event.PEER_AGREES:
             self.reach.hang_up()
         occurrence.finish()
