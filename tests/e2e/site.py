@@ -20,6 +20,10 @@ MIB = 1 << 20
 DISKS = (("xvda", XVDA), ("sda", SDA))
 
 
+#: What a primary tells of them.
+INFOS = [{"vdev": vdev, "export": f"web-{vdev}", "length": MIB} for vdev, _ in DISKS]
+
+
 class Monitor:
     """A second QMP connection to a domain's QEMU, by which the test plays the guest."""
 
@@ -93,9 +97,8 @@ class Caller:
 
     def hello(self, generation: int = 1, session: str | None = None, **changed: Any) -> Any:
         """Say hello for the domain that all tests have."""
-        disks = [{"vdev": v, "export": f"web-{v}", "length": MIB} for v, _ in DISKS]
         fields = {"version": 1, "uuid": UUID, "name": "web", "generation": generation}
-        return self("hello", **(fields | {"session": session, "disks": disks} | changed))
+        return self("hello", **(fields | {"session": session, "disks": INFOS} | changed))
 
     def close(self) -> None:
         """Hang up."""
