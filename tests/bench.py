@@ -1,8 +1,10 @@
 """``make bench``: our client against pyxs's, the same requests to the same real server in one run.
 
 Reading: 1,000 COLO disks of 250 domains are found and reconstructed; pyxs then makes the very requests
-that we made, one after the other, as its Client does. Adding: 200 disks, each in one transaction.
-The exit status says whether both targets are met, by the C xenstored; oxenstored is for information.
+that we made, one after the other, as its Client does. Adding: 200 disks of 50 domains, each in one
+transaction, several domains at a time where pyxs takes one disk after the other. It is done in a store
+that holds nothing else, in the one that holds the 1,000 disks, and there once more one by one.
+The exit status says whether the targets are met, by the C xenstored; oxenstored is for information.
 """
 
 import os
@@ -36,6 +38,7 @@ DISKS_PER_DOMAIN = 4
 ADDED = 200
 CONNECTIONS = 4
 READ_TARGET, ADD_TARGET = 6.0, 4.0
+ROUNDS = 5
 #: The domains whose disks are added come after those that are only read.
 FIRST_ADDED = 1000
 TRUSTED = devices.trusted_domids(0)
@@ -81,7 +84,13 @@ async def reconstruct(client: Client) -> None:
         raise SystemExit(f"{good} disks were read, {DOMAINS * DISKS_PER_DOMAIN} are there")
 
 
-async def add_ours(client: Client, wanted: Sequence[tuple[DevicePaths, Disk]]) -> None:
+async def add_together(client: Client, wanted: Sequence[tuple[DevicePaths, Disk]]) -> None:
+    added = await devices.add_all(client, [(paths.domid, disk) for paths, disk in wanted])
+    if added != [paths for paths, _ in wanted]:
+        raise SystemExit(f"not all disks were added: {added}")
+
+
+async def add_one_by_one(client: Client, wanted: Sequence[tuple[DevicePaths, Disk]]) -> None:
     for paths, disk in wanted:
         await devices.add(client, paths.domid, disk)
 
@@ -97,9 +106,9 @@ class Recorder(Client):
         self.seen += batch
         return await self._client.batch(batch)
 
-    async def spread(self, batch: Sequence[Request]) -> list[Answer]:
+    def post(self, batch: Sequence[Request]) -> Callable[[], Awaitable[list[Answer]]]:
         self.seen += batch
-        return await self._client.spread(batch)
+        return self._client.post(batch)
 
 
 # -- pyxs's ----------------------------------------------------------------------------------------
@@ -154,6 +163,17 @@ def calls_to_add(paths: DevicePaths, disk: Disk) -> list[Call]:
 # -- measuring -------------------------------------------------------------------------------------
 
 
+Add = Callable[[Client, Sequence[tuple[DevicePaths, Disk]]], Awaitable[None]]
+
+
+class Targets(NamedTuple):
+    """Ratios to reach; None where it is for information."""
+
+    add_new: float | None = None
+    add_full: float | None = None
+    read: float | None = None
+
+
 class Result(NamedTuple):
     """Medians in seconds.
 
@@ -203,7 +223,7 @@ async def measure_reading(
 
 
 async def measure_adding(
-    client: Client, foreign: pyxs.Client, name: str, target: float | None, rounds: int
+    client: Client, foreign: pyxs.Client, name: str, target: float | None, rounds: int, add: Add
 ) -> Result:
     domids = range(FIRST_ADDED, FIRST_ADDED + ADDED // DISKS_PER_DOMAIN)
     await demand(client, [requests.mkdir(f"/local/domain/{d}") for d in domids])
@@ -214,33 +234,35 @@ async def measure_adding(
     theirs: list[float] = []
     for _ in range(rounds):
         with stopwatch(ours):
-            await add_ours(client, wanted)
-        await forget(client, wanted)
+            await add(client, wanted)
+        await forget(client, domids)
         with stopwatch(theirs):
             add_pyxs(foreign, transactions)
-        await forget(client, wanted)
+        await forget(client, domids)
     count = sum(len(calls) + 2 for calls in transactions)
     medians = statistics.median(ours), statistics.median(theirs)
-    return Result(f"add, {name}", ADDED, count, *medians, target)
+    return Result(name, ADDED, count, *medians, target)
 
 
-async def forget(client: Client, added: Sequence[tuple[DevicePaths, Disk]]) -> None:
-    """Remove what was added, so that the next round adds it to the same store."""
-    places = [(paths.frontend, paths.backend, paths.libxl) for paths, _ in added]
-    await demand(client, [requests.rm(path) for three in places for path in three])
+async def forget(client: Client, domids: Sequence[int]) -> None:
+    """Remove what was added with the directories made for it, so that each round does the same work."""
+    kinds = ("/local/domain/0/backend/qdisk/{}", "/local/domain/{}/device", "/libxl/{}/device")
+    await demand(client, [requests.rm(kind.format(d)) for d in domids for kind in kinds])
 
 
-async def measure(
-    server: Server, name: str, targets: Sequence[float | None], rounds: int
-) -> list[Result]:
+async def measure(server: Server, name: str, targets: Targets, rounds: int) -> list[Result]:
     async with open_client(server.socket, connections=CONNECTIONS, timeout=60) as client:
-        await prepare(client, range(1, DOMAINS + 1))
         with pyxs.Client(unix_socket_path=str(server.socket)) as foreign:
-            kinds: list[Callable[..., Awaitable[Result]]] = [measure_adding, measure_reading]
-            return [
-                await kind(client, foreign, name, target, rounds)
-                for kind, target in zip(kinds, targets, strict=True)
+            adding = partial(measure_adding, client, foreign, rounds=rounds)
+            what = f"add, {name}"
+            results = [await adding(f"{what}, new store", targets.add_new, add=add_together)]
+            await prepare(client, range(1, DOMAINS + 1))
+            results += [
+                await adding(f"{what}, full store", targets.add_full, add=add_together),
+                await adding(f"{what}, one by one", None, add=add_one_by_one),
+                await measure_reading(client, foreign, name, targets.read, rounds),
             ]
+            return results
 
 
 def show(results: Sequence[Result]) -> None:
@@ -277,10 +299,10 @@ def main() -> int:
     results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
         with start_xenstored(Path(directory, "c")) as server:
-            targets = (ADD_TARGET, READ_TARGET)
-            results += trio.run(partial(measure, server, "xenstored", targets, 3))
+            targets = Targets(ADD_TARGET, ADD_TARGET, READ_TARGET)
+            results += trio.run(measure, server, "xenstored", targets, ROUNDS)
         with start_oxenstored(Path(directory, "o")) as server:
-            results += trio.run(partial(measure, server, "oxenstored", (None, None), 1))
+            results += trio.run(measure, server, "oxenstored", Targets(), 1)
     show(results)
     missed = [result.what for result in results if result.missed]
     if missed:

@@ -7,6 +7,7 @@ from xencolo import link
 from xencolo.disk import Role
 from xencolo.errors import UnexpectedEvent, XencoloError
 from xencolo.link import Refusal, refusal
+from xencolo.observed import is_prepared, may_agree, rejection
 from xencolo.replication import Event
 from xencolo.status import DomainState
 from xencolod.listener import Peer
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 
 _S = DomainState
 _IN_SESSION = {_S.REPLICATING, _S.DEGRADED}
+#: To fill in: the generation and the domid here.
+_REJECTIONS: Mapping[link.RefusalKind, str] = {
+    "generation": "the domain is of generation {0} here",
+    "state": "the domain is a primary here too, of generation {0}: say which one is to be the secondary "
+    "(xencolo role {1} secondary)",
+}
 
 
 class Answering:
@@ -67,40 +74,24 @@ class Answering:
             error = f"the primary's daemon is gone: {why}"
             self._owner.push(Event.PEER_SILENT if silent else Event.PEER_LOST, error)
 
-    def hang_up(self, reason: str) -> None:
-        """End the connection: the primary has to learn at once that what it spoke of is over."""
-        if self._peer:
-            self._peer.close(reason)
+    def hang_up(self, why: Event) -> None:
+        """End the primary's connection: it says hello again and hears what is so now."""
+        if peer := self._peer:
+            self._peer = None
+            peer.close(f"the secondary left the session: {why}")
 
     async def _hello(self, hello: link.Hello, peer: Peer) -> link.Reply:
         owner, performer = self._owner, self._performer
-        record = performer.record
-        if record is None or not performer.disks:
-            return refusal(
-                "busy", f"the domain is {owner.place.state} here: {owner.error or 'wait'}"
-            )
-        if hello.generation < record.generation or record.unfinished:
-            return refusal(
-                "generation",
-                f"the domain is of generation {record.generation} here",
-                record.generation,
-            )
-        if record.role is Role.PRIMARY:
-            owner.superseded(hello.generation)
-            return refusal(
-                "state",
-                f"the domain is a primary here too, of generation {record.generation}: say which one "
-                f"is to be the secondary (xencolo role {owner.domid} secondary)",
-                record.generation,
-            )
-        if refused := await self._mismatch(hello):
+        refused = self._unwelcome(hello) or await self._mismatch(hello)
+        # Again: it may have been promoted while the disks were looked at.
+        if refused := refused or self._unwelcome(hello):
             return refused
         if self._peer and self._peer is not peer:
             self._peer.close("another connection has spoken for this domain since")
         self._peer = peer
         performer.peer_generation = hello.generation
         await self._agree(hello)
-        disk = performer.disks[0]
+        disk, record = performer.disks[0], performer.known
         return link.Welcome(
             generation=record.generation,
             state=owner.place.state.value,
@@ -110,6 +101,18 @@ class Answering:
             port=disk.colo_port,
             encrypted=performer.host.credentials() is not None,
         )
+
+    def _unwelcome(self, hello: link.Hello) -> Refusal | None:
+        owner, record = self._owner, self._performer.record
+        if record is None or not self._performer.disks:
+            return refusal(
+                "busy", f"the domain is {owner.place.state} here: {owner.error or 'wait'}"
+            )
+        kind = rejection(record, hello.generation)
+        if kind == "state":
+            owner.superseded(hello.generation)
+        why = kind and _REJECTIONS[kind].format(record.generation, owner.domid)
+        return refusal(kind, why, record.generation) if kind and why else None
 
     async def _mismatch(self, hello: link.Hello) -> Refusal | None:
         theirs = {disk.export: disk for disk in hello.disks}
@@ -132,20 +135,25 @@ class Answering:
     async def _agree(self, hello: link.Hello) -> None:
         """Go on with the session that both sides are in, if QEMU has no complaint."""
         performer = self._performer
-        same = hello.session is not None and hello.session == performer.session
-        if same and self._owner.place.state in _IN_SESSION and not await performer.either.fault():
+        may = may_agree(self._owner.place, performer.session, hello.session)
+        if may and self._owner.accepted and not await performer.either.fault():
             await self._owner.push(Event.PEER_AGREES).outcome()
 
     async def _prepare(self, request: link.Prepare) -> link.Reply:
         owner, performer = self._owner, self._performer
-        if owner.place.state is _S.LISTENING:
+        if not owner.accepted:
+            return refusal("state", owner.refusal or "the guest's PV driver bypasses a disk here")
+        if not is_prepared(owner.place) and owner.place.state not in _IN_SESSION:
+            return refusal("busy", f"it is {owner.place.state}: {owner.error or 'wait'}")
+
+        def begin() -> None:
             performer.session = request.session
-            await owner.push(Event.PEER_PREPARES).outcome()
-            return link.Done()
-        if owner.place.state in _IN_SESSION:
-            await owner.push(Event.PEER_PREPARES).outcome()
+
+        await owner.push(Event.PEER_PREPARES, begin=begin).outcome()
+        # Where it was may not be where it is, when its turn has come.
+        if not is_prepared(owner.place):
             return refusal("busy", "its QEMU is being started anew for the new session")
-        return refusal("busy", f"it is {owner.place.state}: {owner.error or 'wait'}")
+        return link.Done()
 
     async def _start(self, request: link.Start) -> link.Reply:
         if refused := self._other_session(request.session):

@@ -1,7 +1,7 @@
 """Questions to xenstored, put to a client or to an open transaction alike."""
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from xencolo import requests
@@ -26,6 +26,9 @@ class Reads(Asks, Protocol):
 
     async def spread(self, batch: Sequence[Request]) -> list[Answer]:
         """Send requests whose order does not matter, and return an answer or error for each."""
+
+    def post(self, batch: Sequence[Request]) -> Callable[[], Awaitable[list[Answer]]]:
+        """Send as :meth:`spread`, and return what waits for the answers."""
 
 
 async def ask(to: Asks, request: Request) -> bytes:

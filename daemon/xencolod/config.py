@@ -159,6 +159,11 @@ class Failover(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         "The fencing command, each word an item; XENCOLO_DOMID, XENCOLO_NAME, XENCOLO_UUID, "
         "XENCOLO_GENERATION and XENCOLO_PEER are in its environment.",
     ] = ()
+    after: Annotated[
+        Seconds,
+        "Seconds that the primary's daemon has to be away before the fencing command is run: it may "
+        "only be starting again.",
+    ] = 30.0
     timeout: Annotated[Seconds, "Seconds that the fencing command may take."] = 60.0
 
 

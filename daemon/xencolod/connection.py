@@ -1,6 +1,8 @@
 """One connection to xenstored: numbered requests under way, answers matched by id, one way to die."""
 
 import errno
+import os
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import trio
@@ -16,19 +18,23 @@ Answer = bytes | StoreError
 _ERRNOS = ERRNOS | {b"EQUOTA": errno.ENOSPC}
 # Plain numbers: to look a member up in its enum costs as much as the rest of an answer's way.
 _WATCH_EVENT, _ERROR = int(Op.WATCH_EVENT), int(Op.ERROR)
-_RECEIVE = 1 << 18
+_NAMES = {int(op): op.name for op in Op}
+_RECEIVE = 1 << 16
 #: Seconds between attempts while xenstored's queue of new connections is full.
 _QUEUE_FULL_PAUSE = 0.01
+#: Stands where an answer will; told apart by identity.
+_NOT_YET: Answer = b"not yet answered"
 
 
 class Batch:
-    """Requests sent together, and the answers as they come."""
+    """Requests sent together, with ids that follow each other, and the answers as they come."""
 
-    __slots__ = ("_late", "answers", "done", "error", "missing", "requests")
+    __slots__ = ("_late", "answers", "done", "error", "first_id", "missing", "requests")
 
-    def __init__(self, requests: Sequence[Request]) -> None:
+    def __init__(self, requests: Sequence[Request], first_id: int) -> None:
         self.requests = requests
-        self.answers: list[Answer] = [b""] * len(requests)
+        self.first_id = first_id
+        self.answers: list[Answer] = [_NOT_YET] * len(requests)
         self.missing = len(requests)
         self.done = trio.Event()
         self.error: XenstoreError | None = None
@@ -52,10 +58,14 @@ class Batch:
         self.done.set()
 
 
+_NONE = Batch((), 0)
+
+
 class Connection:
     """A socket with a task that sends and one that receives.
 
     :ivar dead: why nothing can be sent any more; the error that every batch under way got.
+    :ivar missing: how many answers are still to come.
     """
 
     def __init__(
@@ -69,12 +79,14 @@ class Connection:
         self._stream = stream
         self._path = path
         self._on_event = on_event
-        self._pending: dict[int, tuple[Batch, int]] = {}
+        self._under_way: deque[Batch] = deque()
         self._next_id = first_id
+        self._ids_wrapped = False
         self._outgoing: list[bytes] = []
         self._wake = trio.Event()
         self._heard = trio.current_time()
         self.dead: XenstoreError | None = None
+        self.missing = 0
 
     async def run(self) -> None:
         """Send and receive until the connection dies; every batch under way then ends with an error."""
@@ -95,10 +107,9 @@ class Connection:
         if self.dead:
             return
         self.dead = error
-        pending, self._pending = self._pending, {}
         self._outgoing.clear()
-        for batch, _ in pending.values():
-            batch.fail(error)
+        while self._under_way:
+            self._under_way.popleft().fail(error)
         self._stream.socket.close()
 
     def submit(self, requests: Sequence[Request], tx_id: int = 0) -> Batch:
@@ -115,23 +126,36 @@ class Connection:
         for op, payload in requests:
             if len(payload) > PAYLOAD_MAX:
                 raise WireError(f"{Op(op).name}: {len(payload)} bytes, {PAYLOAD_MAX} at most")
-        batch = Batch(requests)
+        batch = Batch(requests, self._free_ids(len(requests)))
         if not requests:
             batch.done.set()
             return batch
-        if not self._pending:
+        if not self.missing:
             self._heard = trio.current_time()
-        pending, pack, out, rq_id = self._pending, HEADER.pack, self._outgoing, self._next_id
-        for index, (op, payload) in enumerate(requests):
-            while rq_id in pending:  # only after the ids wrapped around
-                rq_id = rq_id + 1 & ID_MASK
-            pending[rq_id] = batch, index
+        pack, out, rq_id = HEADER.pack, self._outgoing, batch.first_id
+        for op, payload in requests:
             out.append(pack(op, rq_id, tx_id, len(payload)))
             out.append(payload)
             rq_id = rq_id + 1 & ID_MASK
+        self._ids_wrapped |= rq_id < batch.first_id
         self._next_id = rq_id
+        self._under_way.append(batch)
+        self.missing += len(requests)
         self._wake.set()
         return batch
+
+    def _free_ids(self, count: int) -> int:
+        """Return the first of so many ids that follow each other, none of them under way."""
+        first = self._next_id
+        while self._ids_wrapped:
+            for other in self._under_way:
+                gap = other.first_id - first & ID_MASK
+                if gap < count or ID_MASK + 1 - gap < len(other.requests):
+                    first = other.first_id + len(other.requests) & ID_MASK
+                    break
+            else:
+                break
+        return first
 
     async def wait(self, batch: Batch, timeout: float) -> list[Answer]:
         """Return the answers; the deadline is for silence, so a long batch that moves may go on.
@@ -161,35 +185,60 @@ class Connection:
     async def _receive(self) -> None:
         # oxenstored answers DIRECTORY in one message, however long.
         decoder = Decoder(payload_max=REPLY_MAX)
-        while data := await self._stream.receive_some(_RECEIVE):
+        while data := await self._read():
+            packets = decoder.feed(data)
             self._heard = trio.current_time()
-            for packet in decoder.feed(data):
-                if packet.op == _WATCH_EVENT:
-                    self._on_event(packet)
-                else:
-                    self._answer(packet)
+            self._answer(packets)
         middle = f" in the middle of a message ({decoder.pending} bytes)" if decoder.pending else ""
         raise ConnectionLost(f"{self._path}: xenstored closed the connection{middle}")
 
-    def _answer(self, packet: Packet) -> None:
-        op, rq_id, _, payload = packet
-        try:
-            batch, index = self._pending[rq_id]
-        except KeyError:
-            raise WireError(f"answer to request {rq_id}, which is not under way") from None
-        if op == batch.requests[index].op:
-            batch.answers[index] = payload
-        elif op == _ERROR:
+    async def _read(self) -> bytes:
+        while True:
+            await trio.lowlevel.wait_readable(self._stream.socket)
+            try:
+                return os.read(self._stream.socket.fileno(), _RECEIVE)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise ConnectionLost(f"{self._path}: {error}") from None
+
+    def _answer(self, packets: Sequence[Packet]) -> None:
+        """Give each answer to its batch; nearly always they come in the order of the requests."""
+        batch, answers = _NONE, _NONE.answers
+        for packet in packets:
+            op, rq_id, _, payload = packet
+            if op == _WATCH_EVENT:
+                self._on_event(packet)
+                continue
+            index = rq_id - batch.first_id & ID_MASK
+            if index >= len(answers) or answers[index] is not _NOT_YET:
+                batch, index = self._find(rq_id)
+                answers = batch.answers
             request = batch.requests[index]
-            number = _ERRNOS.get(payload.rstrip(b"\0"), errno.EIO)
-            batch.answers[index] = StoreError(number, Op(request.op).name, request.path)
-        else:
-            # Still pending: the end of the connection ends its batch as well.
-            raise WireError(f"answer of type {op} to a request of type {batch.requests[index].op}")
-        del self._pending[rq_id]
-        batch.missing -= 1
-        if not batch.missing:
-            batch.complete()
+            if op == request[0]:
+                answers[index] = payload
+            elif op == _ERROR:
+                answers[index] = _error(request, payload)
+            else:
+                # Still under way: the end of the connection ends its batch as well.
+                raise WireError(f"answer of type {op} to a request of type {request.op}")
+            self.missing -= 1
+            batch.missing -= 1
+            if not batch.missing:
+                self._under_way.remove(batch)
+                batch.complete()
+
+    def _find(self, rq_id: int) -> tuple[Batch, int]:
+        for batch in self._under_way:
+            index = rq_id - batch.first_id & ID_MASK
+            if index < len(batch.answers) and batch.answers[index] is _NOT_YET:
+                return batch, index
+        raise WireError(f"answer to request {rq_id}, which is not under way")
+
+
+def _error(request: Request, payload: bytes) -> StoreError:
+    number = _ERRNOS.get(payload.rstrip(b"\0"), errno.EIO)
+    return StoreError(number, _NAMES[request.op], request.path)
 
 
 async def connect(path: str, timeout: float) -> trio.SocketStream:

@@ -1,7 +1,8 @@
 """Devices in xenstore: find, read, add and remove them, as libxl does."""
 
 import errno
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import trio
 from xencolo import requests
 from xencolo.device import ANSWERS, CLOSED, CLOSING, Device, device_from_answers, read_requests
 from xencolo.disk import Backend, Disk, Role
-from xencolo.errors import DeviceError, PathError
+from xencolo.errors import DeviceError, PathError, XencoloError
 from xencolo.nodes import add_requests
 from xencolo.paths import (
     QDISK,
@@ -27,6 +28,7 @@ from xencolo.paths import (
 from xencolo.status import ROLE
 from xencolo.wire import Op
 from xencolod.xenstore import (
+    Answer,
     Asks,
     Client,
     Reads,
@@ -37,6 +39,11 @@ from xencolod.xenstore import (
     directory,
     read,
 )
+
+#: Devices whose nodes are asked for together, and how many such parts may wait for their answers
+#: before the first of them is needed.
+_TOGETHER = 64
+_AHEAD = 2
 
 
 def trusted_domids(own_domid: int) -> frozenset[int]:
@@ -86,14 +93,32 @@ def _located(here: DevicePaths, backend: bytes | None) -> DevicePaths:
 async def read_devices(
     to: Reads, paths: Sequence[DevicePaths], trusted: frozenset[int]
 ) -> list[Device | None]:
-    """Reconstruct devices from their nodes, all in one go; None where there is none.
+    """Reconstruct devices from their nodes; None where there is none.
+
+    Xenstored is kept busy: while it answers for some devices, those before are made of their answers.
 
     :raises XenstoreError: xenstored failed; what is wrong with a node is in the device itself.
     """
-    batch = [request for device in paths for request in read_requests(device)]
-    answers = await to.spread(batch)
+    devices: list[Device | None] = []
+    asked: deque[tuple[Sequence[DevicePaths], Callable[[], Awaitable[list[Answer]]]]] = deque()
+    for start in range(0, len(paths), _TOGETHER):
+        part = paths[start : start + _TOGETHER]
+        asked.append((part, to.post([r for device in part for r in read_requests(device)])))
+        if len(asked) > _AHEAD:
+            devices += await _reconstructed(*asked.popleft(), trusted)
+    for part, answers in asked:
+        devices += await _reconstructed(part, answers, trusted)
+    return devices
+
+
+async def _reconstructed(
+    paths: Sequence[DevicePaths],
+    answers: Callable[[], Awaitable[list[Answer]]],
+    trusted: frozenset[int],
+) -> list[Device | None]:
+    said = await answers()
     return [
-        device_from_answers(device, answers[i * ANSWERS : (i + 1) * ANSWERS], trusted)
+        device_from_answers(device, said[i * ANSWERS : (i + 1) * ANSWERS], trusted)
         for i, device in enumerate(paths)
     ]
 
@@ -133,6 +158,40 @@ async def add(client: Client, domid: int, disk: Disk, role: Role | None = None) 
 
     await client.transaction(body)
     return paths
+
+
+async def add_all(
+    client: Client, wanted: Sequence[tuple[int, Disk]]
+) -> list[DevicePaths | XencoloError]:
+    """Add devices, each as :func:`add` does, several domains at a time: one for each connection.
+
+    Devices of one domain change the same directories, so they are added one after the other.
+
+    :param wanted: domid and disk of each.
+    :return: in the same order, where each device is, or the error that it met; the others go on.
+    """
+    results: dict[int, DevicePaths | XencoloError] = {}
+    by_domain: dict[int, list[tuple[int, Disk]]] = {}
+    for place, (domid, disk) in enumerate(wanted):
+        by_domain.setdefault(domid, []).append((place, disk))
+    domains = iter(by_domain.items())
+
+    async def add_by_domain() -> None:
+        for domid, disks in domains:
+            for place, disk in disks:
+                results[place] = await _added_or_why_not(client, domid, disk)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(client.connections):
+            nursery.start_soon(add_by_domain)
+    return [results[place] for place in range(len(wanted))]
+
+
+async def _added_or_why_not(client: Client, domid: int, disk: Disk) -> DevicePaths | XencoloError:
+    try:
+        return await add(client, domid, disk)
+    except XencoloError as error:
+        return error
 
 
 def _check(batch: Sequence[requests.Request], answers: Sequence[object]) -> None:

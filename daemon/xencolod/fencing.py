@@ -15,8 +15,12 @@ _WORDS_MAX = 400
 
 
 async def fence(owner: "Replicator") -> bool:
-    """Run the fencing command; return whether it succeeded, so that this side may take over."""
+    """Run the fencing command; return whether it succeeded, so that this side may take over.
+
+    Not at once: the primary's daemon may be back soon, and the caller cancels this then.
+    """
     config = owner.performer.host.settings.config.failover
+    await trio.sleep(config.after)
     record, command = owner.performer.known, list(config.command)
     emit(owner.log, "failover.fencing", command=command, peer=owner.answering.peer)
     environment = {

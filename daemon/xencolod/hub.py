@@ -78,9 +78,21 @@ class Hub:
         self._replicators.pop(domid, None)
 
     def reload(self) -> None:
-        """Read the keys again."""
-        self._security = self._credentials = None
-        self._reloaded.set()
+        """Read the keys again; a link that has the same ones goes on.
+
+        One that can't be read any more changes nothing: what runs was let in by the one before.
+        """
+        before, self._security = self._security, None
+        credentials = self._credentials
+        try:
+            same = before is not None and self.security().keys == before.keys
+        except KeysError as error:
+            emit(self.settings.log, "link.unavailable", error=str(error))
+            same = before is not None
+        if same:
+            self._security, self._credentials = before, credentials
+        else:
+            self._reloaded.set()
 
     # -- the link ------------------------------------------------------------------------------------
 

@@ -166,5 +166,6 @@ async def _resync(owner: "Replicator", command: Command) -> str:
     if owner.reach.address is None:
         raise CommandError("no node names the other host of a promoted domain: say to=HOST")
     performer.assume_equal = command.assume_equal
+    owner.reach.hang_up()
     owner.reach.hurry()
     return f"reaching for {owner.reach.peer}"

@@ -18,8 +18,9 @@ import trio
 from xencolo import link as peer
 from xencolo.disk import Disk, Format, Role
 from xencolo.errors import LinkClosed, LinkSilent, ReplicationError
-from xencolo.graph import Form
-from xencolo.plan import Domain
+from xencolo.graph import Form, form_of, has_disk
+from xencolo.observed import is_superseded
+from xencolo.plan import Domain, Launch
 from xencolo.record import Record, chain_of
 from xencolo.replication import Action
 from xencolo.status import Resync
@@ -142,13 +143,22 @@ class Performer:
 
     # -- what there is -----------------------------------------------------------------------------
 
-    def describe(self, view: Domain, form: Form, timeout: float) -> None:
-        """Take what the nodes say of the disks; a disk that can't be read is as it was."""
+    def describe(self, view: Domain, launch: Launch | None, timeout: float) -> None:
+        """Take what the nodes say of the disks; a disk that can't be read is as it was.
+
+        :param launch: what the QEMU runs with: only what it was given can replicate.
+        """
         read = {d: device.disk for d, device in view.devices.items() if device.is_colo}
         before = {disk.devid: disk for disk in self.disks}
-        disks = {devid: disk or before.get(devid) for devid, disk in sorted(read.items())}
-        self.disks = tuple(disk for disk in disks.values() if disk)
-        self._form, self._timeout = form, timeout
+        disks = [disk or before.get(devid) for devid, disk in sorted(read.items())]
+        role = launch.role if launch else view.wanted_role
+        self.disks = tuple(
+            disk
+            for disk in disks
+            if disk and role is not Role.NONE and (launch is None or has_disk(launch.drives, disk))
+        )
+        self._form = form_of(launch.drives) if launch else Form.BLOCKDEV
+        self._timeout = timeout
 
     def begin(self) -> None:
         """Note that a step begins."""
@@ -200,7 +210,7 @@ class Performer:
     def superseded(self) -> str | None:
         """Why this host may not be the primary, None where it may."""
         record = self.record
-        if record is None or record.superseded_by is None or record.role is not Role.PRIMARY:
+        if record is None or record.superseded_by is None or not is_superseded(record):
             return None
         return self.superseded_by(record.superseded_by)
 
@@ -381,7 +391,8 @@ class Performer:
         await self.save(in_sync=True)
 
     async def _record_superseded(self) -> None:
-        await self.save(superseded_by=self.later_generation)
+        # Found again, not heard of now, it stands in the record already.
+        await self.save(superseded_by=self.later_generation or self.known.superseded_by)
 
     async def _record_failover(self) -> None:
         chains = tuple(chain_of(disk) for disk in self.disks)

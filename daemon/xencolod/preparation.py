@@ -5,6 +5,7 @@ from xencolo.errors import ReplicationError
 from xencolo.paths import colo_path, domain_path
 from xencolo.plan import Domain
 from xencolo.record import Record
+from xencolo.status import RECORD
 from xencolod import images
 from xencolod.log import Logger, emit
 from xencolod.performer import Performer
@@ -24,11 +25,11 @@ async def load_record(performer: Performer, view: Domain, role: Role) -> None:
     records, uuid = performer.host.records, view.uuid.lower()
     record = await records.load(uuid)
     if record is None:
-        if view.generation is not None:
+        if view.record == str(records.path(uuid)):
             raise ReplicationError(
-                f"{records.path(uuid)} is gone, and the domain was of generation {view.generation}: put "
-                f"a backup in its place, or, if no failover of it was under way, remove "
-                f"{colo_path(view.domid)}/generation, and it begins anew at generation 1"
+                f"{view.record} is gone, so it is not known which host has the data: put a backup in its "
+                f"place, or, if it was no failover that this host went through last, remove "
+                f"{colo_path(view.domid)}/{RECORD}, and the domain begins anew at generation 1"
             )
         record = Record(uuid=uuid, name=view.name, role=role, generation=1)
         await records.save(record)

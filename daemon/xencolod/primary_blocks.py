@@ -1,13 +1,13 @@
 """A primary's disks in QEMU: connected to the secondary's, mirrored to them, attached, detached."""
 
 from collections.abc import Callable, Iterable
-from enum import Enum
 from typing import Any, NamedTuple
 
 import trio
 
 from xencolo.errors import QmpCommandError, ReplicationError
 from xencolo.graph import Form, nbd_node, peer_node, quorum_node
+from xencolo.observed import Attachment
 from xencolod.blocks import NOT_RUNNING, Blocks, Graph
 
 # Seconds for QEMU to connect. It goes on trying for as long where there is no hope too, the keys being
@@ -16,14 +16,6 @@ _OPEN = 2
 
 #: The host name in the certificate of either end.
 _TLS_HOSTNAME = "xencolo"
-
-
-class Attachment(Enum):
-    """How far a primary's disks are attached to their secondary."""
-
-    CLEAN = "clean"
-    PARTIAL = "partial"
-    ATTACHED = "attached"
 
 
 class Progress(NamedTuple):

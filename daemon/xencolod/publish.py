@@ -9,6 +9,7 @@ from xencolo.status import (
     COMMAND,
     QEMU_PID,
     QEMU_RUNS,
+    RECORD,
     ROLE,
     DeviceState,
     DomainState,
@@ -19,8 +20,9 @@ from xencolo.wire import Op
 from xencolod.devices import remove_with_empty_parents
 from xencolod.xenstore import Client, Transaction, demand, directory, read
 
-#: What is no state: others write it, and the answer stays for who waits for it.
-_INPUTS = frozenset({ROLE, COMMAND, ANSWER})
+#: What is no state: others write it, the answer stays for who waits for it, and the name of a record for
+#: who has to know that there was one.
+_INPUTS = frozenset({ROLE, COMMAND, ANSWER, RECORD})
 #: A device's directories go with the last node in them: part of their paths, and how many there are.
 _DEVICE_DIRECTORIES = {"/error/backend/": 5, "/colo/device/": 2}
 #: Half of what a value may have by the quotas of either xenstored (2048 bytes).

@@ -9,6 +9,7 @@ from xencolo.command import parse_peer
 from xencolo.disk import Role
 from xencolo.errors import LinkClosed, LinkRefused, LinkSilent, XencoloError
 from xencolo.link import Hello, Welcome
+from xencolo.observed import met
 from xencolo.replication import Event, Place
 from xencolo.status import DomainState
 from xencolod.link import Link, open_link
@@ -73,14 +74,13 @@ class Reach:
         return "{}:{}".format(*self.address) if self.address else None
 
     def poke(self) -> None:
-        """Look again whether there is to be a link."""
+        """Look whether there may be a link now; a pause between two attempts goes on."""
         self._poked.set()
 
     def hurry(self) -> None:
-        """Try now, without a pause before it, and not the link that there may be."""
+        """Try now, whatever the pause."""
         self._hurried.set()
-        self.poke()
-        self.hang_up()
+        self._poked.set()
 
     def hang_up(self) -> None:
         """Give the link up; the next attempt comes after a pause."""
@@ -125,20 +125,22 @@ class Reach:
         """Have one link, from the connection to its end."""
         host, port = self.address or ("", 0)
         config = self._performer.host.settings.config.link
-        met = False
+        welcomed = False
+        if self._lost_at is None and self._performer.session is not None:
+            self._lost_at = trio.current_time()  # it was lost while nobody looked
         try:
             security = self._performer.host.security()
             async with open_link(
                 host, port, security, timeout=config.timeout, ping_interval=config.ping_interval
             ) as link:
                 await self._meet(link, host)
-                met = True
+                welcomed = True
                 raise await link.wait_closed()
         except LinkRefused as refusal:
             self._refused(refusal)
         except XencoloError as error:
             self._say(error)
-            if met:
+            if welcomed:
                 self._lost(error)
         finally:
             self._performer.link = None
@@ -163,12 +165,7 @@ class Reach:
             raise LinkClosed(f"{type(welcome).__name__} is no answer to a hello")
         performer.link, performer.nbd = link, (host, welcome.port)
         self.error, self._lost_at = None, None
-        attached = performer.session is not None
-        agrees = welcome.state == DomainState.REPLICATING  # it has looked at its QEMU
-        if attached and welcome.session == performer.session and agrees:
-            self._owner.push(Event.PEER_AGREES)
-        else:
-            self._owner.push(Event.PEER_EQUAL if performer.assumes_equal else Event.PEER_READY)
+        self._owner.push(met(performer.session, welcome, equal=performer.assumes_equal))
 
     def _refused(self, refusal: LinkRefused) -> None:
         self._say(refusal)

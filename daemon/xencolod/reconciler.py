@@ -33,7 +33,7 @@ from xencolod.process import domains_with_qemu, files
 from xencolod.publish import Publisher
 from xencolod.replicator import Replicator, Seen
 from xencolod.supervisor import Settings, Supervisor
-from xencolod.views import missing_images, read_domains
+from xencolod.views import Image, missing_images, read_domains
 from xencolod.xenstore import Client, Reads, Watch, demand, read
 
 #: What no watch tells of is looked at this often, in seconds: an image that was missing, the end of
@@ -248,13 +248,13 @@ class Reconciler:
     async def _missing_images(self, views: Iterable[Domain]) -> dict[int, dict[int, str]]:
         """Look for the images of the domains whose QEMU does not have all their disks yet."""
         policy = self._policy()
+        make = self._config.replication.make_images
         wanted = [
-            (view.domid, devid, paths)
+            Image(view.domid, devid, path, made=make and path != _target(view.devices[devid]))
             for view in views
             if view.managed and not self._has_all(view, policy)
-            # Active and hidden images are made, or missed, by who prepares a secondary.
-            for devid in drives_of(view, policy, {}).images
-            if (paths := _image(view.devices[devid]))
+            for devid, paths in drives_of(view, policy, {}).images.items()
+            for path in paths
         ]
         if not wanted:
             return {}
@@ -307,6 +307,7 @@ class Reconciler:
         record = known.replicator.performer.record
         if record is None or not view.uuid or record.uuid != view.uuid.lower():
             return view
+        # From the record of a failover on: the role node changes before the record of its end does.
         view = view._replace(promoted=record.promoted or bool(record.unfinished))
         if record.role is Role.SECONDARY and not record.unfinished:
             wrong = view.wanted_role is Role.PRIMARY and view.role_error is None
@@ -446,9 +447,8 @@ def _refusal(view: Domain) -> str | None:
     return complaint(disks)
 
 
-def _image(device: Device) -> tuple[str, ...]:
-    path = device.disk and device.disk.pdev_path
-    return (path,) if path else ()
+def _target(device: Device) -> str | None:
+    return device.disk.pdev_path if device.disk else None
 
 
 def _vdev(device: Device) -> str | None:

@@ -12,7 +12,7 @@ import trio
 
 from xencolo.disk import Role
 from xencolo.errors import LinkClosed, LinkError, UnexpectedEvent, XencoloError
-from xencolo.graph import Form
+from xencolo.observed import forbidden, hangs_up, needs_fencing, supersedes
 from xencolo.plan import Domain, Launch
 from xencolo.qmp import Event as QmpEvent
 from xencolo.replication import Action, Event, Place, Step, step
@@ -29,28 +29,30 @@ _S = DomainState
 
 #: Where the domain is alone: a link that led nowhere is given up, and tried again later.
 _ALONE = {_S.STANDALONE, _S.DEGRADED, _S.PROMOTED, _S.LAUNCHING, _S.FAILED}
-#: Where a primary writes, or is about to write, to a secondary.
+#: Where a primary writes, or is about to write, to a secondary, and where that says so.
 _CAN_BE_BYPASSED = {
-    Place(Role.PRIMARY, state)
-    for state in (_S.STANDALONE, _S.PROMOTED, _S.RESYNCING, _S.REPLICATING)
-}
-#: Where a primary may hold a link to this secondary, and believe it to be where it is.
-_LINKED = {Place(Role.SECONDARY, state) for state in (_S.LISTENING, _S.REPLICATING, _S.DEGRADED)}
-#: What that primary has brought about itself, or is told in an answer.
-_PEER_KNOWS = {
-    *(Event.PEER_PREPARES, Event.PEER_STARTS, Event.PEER_DETACHES, Event.PEER_AGREES),
-    *(Event.PEER_LOST, Event.PEER_SILENT, Event.ACTION_FAILED),
+    *(
+        Place(Role.PRIMARY, state)
+        for state in (_S.STANDALONE, _S.PROMOTED, _S.RESYNCING, _S.REPLICATING)
+    ),
+    Place(Role.SECONDARY, _S.REPLICATING),
 }
 #: What the reconciler says of a domain whose replication has more to say.
 _COVERED = {_S.RUNNING, _S.LAUNCHING}
 
 
 class Occurrence:
-    """An event in the queue, and who waits for what becomes of it."""
+    """An event in the queue, and who waits for what becomes of it.
 
-    def __init__(self, event: Event, error: str | None = None) -> None:
+    :ivar begin: called when the table takes it, just before its actions: what it brings with it.
+    """
+
+    def __init__(
+        self, event: Event, error: str | None = None, begin: Callable[[], None] = lambda: None
+    ) -> None:
         self.event = event
         self.error = error
+        self.begin = begin
         self._failure: XencoloError | None = None
         self._over = trio.Event()
 
@@ -91,6 +93,7 @@ class Replicator:
     :ivar seen: what the nodes and the QEMU were when the reconciler looked last.
     :ivar refusal: why nodes or record forbid to replicate, None where they don't.
     :ivar error: why it is as it is, where there is a reason.
+    :ivar incomplete: whether an action of the last step failed.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class Replicator:
         self.seen: Seen | None = None
         self.refusal: str | None = None
         self.error: str | None = None
+        self.incomplete = False
         self.performer = Performer(domid, host, renew)
         self.log: Logger = host.settings.log.bind(domid=domid)
         self.reach = Reach(self, self.log, self.changed)
@@ -120,10 +124,14 @@ class Replicator:
         """Take what the reconciler saw; nothing is awaited."""
         before, self.seen = self.seen, seen
         config = self._host.settings.config
-        self.performer.describe(seen.view, Form(config.qemu.form), config.replication.qmp_timeout)
+        self.performer.describe(seen.view, seen.launch, config.replication.qmp_timeout)
         if before is None or before.qmp is not seen.qmp:
             if self.performer.qmp:
                 self.push(Event.QEMU_GONE)
+            elif seen.qmp and self.place.state is _S.FAILED:
+                self.push(
+                    Event.RETRY
+                )  # what forbids to replicate may ask something of this QEMU too
             self.performer.qmp = seen.qmp if self.performer.disks else None
         self._accept(seen, before)
         self._demote(seen)
@@ -157,8 +165,7 @@ class Replicator:
             self.refusal = self.performer.superseded
         if self.refusal and self.refusal != was:
             emit(self.log, "replication.refused", error=self.refusal)
-            if seen.refusal:  # SUPERSEDED comes when it is found out
-                self.push(Event.REFUSED, self.refusal)
+            self.push(forbidden(self.performer.record), self.refusal)
         elif was and not self.refusal and self.place.state is _S.FAILED:
             self.push(Event.ACCEPTED)
         if seen.bypassed and (before is None or before.bypassed != seen.bypassed):
@@ -209,6 +216,9 @@ class Replicator:
             checkpoint=performer.number or None,
             checkpoint_time=performer.checkpoint_time,
             resync=performer.resync,
+            record=str(self._host.records.path(performer.record.uuid))
+            if performer.record
+            else None,
         )
         status = status._replace(replication=replication)
         if status.state not in _COVERED and self.place.state is not _S.FAILING_OVER:
@@ -226,9 +236,11 @@ class Replicator:
 
     # -- events --------------------------------------------------------------------------------------
 
-    def push(self, event: Event, error: str | None = None) -> Occurrence:
+    def push(
+        self, event: Event, error: str | None = None, begin: Callable[[], None] = lambda: None
+    ) -> Occurrence:
         """Queue an event; nothing is awaited."""
-        occurrence = Occurrence(event, error)
+        occurrence = Occurrence(event, error, begin)
         self._queue.append(occurrence)
         self._queued.set()
         return occurrence
@@ -241,7 +253,7 @@ class Replicator:
     def superseded(self, generation: int) -> None:
         """Tell that the other host is the primary of a later generation."""
         own = self.performer.record
-        if own and own.generation < generation and own.superseded_by != generation:
+        if own and supersedes(generation, own):
             self.performer.later_generation = generation
             emit(
                 self.log,
@@ -258,11 +270,8 @@ class Replicator:
             nursery.start_soon(self.reach.run)
             while True:
                 occurrence = await self._next()
-                await self._take(occurrence)
-                if (self.place.role, self.place.state) == (Role.SECONDARY, _S.DEGRADED):
-                    self._start_fence(nursery)
-                else:
-                    self._fence.cancel()
+                if await self._take(occurrence):
+                    self._see_to_fence(nursery, occurrence.event)
 
     async def _next(self) -> Occurrence:
         """Return the next event; until there is one, do what the state has to do meanwhile."""
@@ -276,27 +285,31 @@ class Replicator:
             self._queued = trio.Event()
         return occurrence
 
-    async def _take(self, occurrence: Occurrence) -> None:
+    async def _take(self, occurrence: Occurrence) -> bool:
+        """Do what the table says; return whether it says anything and was done."""
         event = occurrence.event
         try:
             todo = step(self.place, event)
         except UnexpectedEvent as error:
             self._say_unexpected(occurrence, error)
-            return
+            return False
         before = role, state = self.place
         emit(self.log, "replication.step", cause=event.value, role=role.value, state=state.value)
+        occurrence.begin()
         self._move(Place(role, todo.during), occurrence)
         try:
             await self._perform(todo, event)
         except XencoloError as error:
             occurrence.finish(error)
-            return
+            return False
+        self.incomplete = False
         self._move(todo.then, occurrence)
-        if before in _LINKED and todo.then != before and event not in _PEER_KNOWS:
-            self.answering.hang_up(f"it is not {before.state} any more: {event}")
         if todo.then.state in _ALONE and event is not Event.PEER_AGREES:
             self.reach.hang_up()
+        if before.role is Role.SECONDARY and hangs_up(event):
+            self.answering.hang_up(event)
         occurrence.finish()
+        return True
 
     def _say_unexpected(self, occurrence: Occurrence, error: UnexpectedEvent) -> None:
         emit(
@@ -329,9 +342,10 @@ class Replicator:
             if todo.during is _S.FAILING_OVER:
                 seconds = round(trio.current_time() - began, 4)
                 emit(self.log, "failover.step", step=action.value, seconds=seconds)
-        self.watching.say_done(todo, event)
+        self.watching.say_done(todo)
 
     def _failed(self, action: Action, event: Event, error: XencoloError) -> None:
+        self.incomplete = True
         emit(
             self.log, "replication.failed", action=action.value, cause=event.value, error=str(error)
         )
@@ -377,10 +391,13 @@ class Replicator:
 
     # -- fencing -------------------------------------------------------------------------------------
 
-    def _start_fence(self, nursery: trio.Nursery) -> None:
+    def _see_to_fence(self, nursery: trio.Nursery, event: Event) -> None:
         """Run the fencing command, where the configuration has one, once for each loss of the peer."""
-        if self._host.settings.config.failover.policy == "command" and self.watching.peer_lost:
-            self.watching.peer_lost = False
+        by_command = self._host.settings.config.failover.policy == "command"
+        if self.place != Place(Role.SECONDARY, _S.DEGRADED):
+            self._fence.cancel()
+        elif by_command and needs_fencing(self.place, event):
+            self._fence.cancel()
             self._fence = trio.CancelScope()
             nursery.start_soon(self._run_fence, self._fence)
 

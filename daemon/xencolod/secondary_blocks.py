@@ -5,21 +5,8 @@ from enum import Enum
 from xencolo.disk import Disk
 from xencolo.errors import QmpCommandError, ReplicationError
 from xencolo.graph import replication_node
+from xencolo.observed import Service
 from xencolod.blocks import Blocks, Graph
-
-
-class Service(Enum):
-    """What a secondary's disks are doing.
-
-    PARTIAL: some disks are exported and some not. SPENT: the replication of a disk ran and was stopped, by
-    failover or not, or was started for some disks only; this QEMU starts none again.
-    """
-
-    FRESH = "fresh"
-    PARTIAL = "partial"
-    SERVING = "serving"
-    REPLICATING = "replicating"
-    SPENT = "spent"
 
 
 class _Stage(Enum):

@@ -22,7 +22,7 @@ from xencolo.paths import (
     parse_devid,
 )
 from xencolo.plan import Domain
-from xencolo.status import COMMAND, GENERATION, ROLE, STATE, parse_role
+from xencolo.status import COMMAND, RECORD, ROLE, STATE, parse_role
 from xencolod.devices import read_devices
 from xencolod.xenstore import Answer, Reads, absent_as_none, names_in
 
@@ -41,7 +41,7 @@ class _Nodes(NamedTuple):
     device_model_pid: str
     dm_version: str
     type: str
-    generation: str
+    record: str
     command: str
     static_max: str
     videoram: str
@@ -58,7 +58,7 @@ class _Nodes(NamedTuple):
             f"{home}/image/device-model-pid",
             f"{libxl}/dm-version",
             f"{libxl}/type",
-            f"{colo_path(domid)}/{GENERATION}",
+            f"{colo_path(domid)}/{RECORD}",
             f"{colo_path(domid)}/{COMMAND}",
             f"{home}/memory/static-max",
             f"{home}/memory/videoram",
@@ -151,7 +151,7 @@ def _domain(
         gone_pid=gone,
         devices=devices,
         type=_text(values["type"]),
-        generation=_text(values["generation"]),
+        record=_text(values["record"]),
         command=values["command"] or None,
         command_error=_distrusted(
             f"{colo_path(domid)}/{COMMAND}",
@@ -230,16 +230,37 @@ def _device_model(
     return f"{argv[0].decode('utf-8', 'replace')}, pid {pid}, runs the domain's device model", None
 
 
-def missing_images(wanted: Iterable[tuple[int, int, tuple[str, ...]]]) -> dict[int, dict[int, str]]:
+class Image(NamedTuple):
+    """An image that a QEMU is about to open; ``made`` if the daemon makes it where it is absent."""
+
+    domid: int
+    devid: int
+    path: str
+    made: bool
+
+
+def missing_images(wanted: Iterable[Image]) -> dict[int, dict[int, str]]:
     """Return which images can't be opened, and why: domid → devid → reason.
 
-    :param wanted: (domid, devid, paths). Looks at the file system: call it in a thread.
+    Looks at the file system: call it in a thread.
     """
     missing: dict[int, dict[int, str]] = {}
-    for domid, devid, paths in wanted:
-        for path in paths:
-            if not os.access(path, os.R_OK):
-                why = "can't be read" if os.path.lexists(path) else "does not exist"
-                missing.setdefault(domid, {})[devid] = f"the image {path} {why}"
-                break
+    for image in wanted:
+        if why := _unusable(image):
+            missing.setdefault(image.domid, {}).setdefault(
+                image.devid, f"the image {image.path} {why}"
+            )
     return missing
+
+
+def _unusable(image: Image) -> str | None:
+    path = Path(image.path)
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        if not image.made:
+            return "does not exist"
+        return None if path.parent.is_dir() else f"can't be made: {path.parent} is no directory"
+    except OSError as error:
+        return f"can't be read: {error.strerror}"
+    return None if os.access(path, os.R_OK) else "can't be read"

@@ -7,14 +7,13 @@ import trio
 
 from xencolo.disk import Role
 from xencolo.errors import XencoloError
+from xencolo.observed import forbidden, found
 from xencolo.plan import Launch
 from xencolo.qmp import Event as QmpEvent
 from xencolo.replication import Action, Event, Place, Step
 from xencolo.status import DomainState, Resync
 from xencolod.log import emit
 from xencolod.preparation import assume_role, finish_failover, load_record, ready_images
-from xencolod.primary_blocks import Attachment
-from xencolod.secondary_blocks import Service
 
 if TYPE_CHECKING:
     from xencolod.replicator import Replicator
@@ -26,18 +25,6 @@ _LOOK_MIN = 0.02
 #: Seconds between two lines of a resync's progress in the log.
 _PROGRESS_EVERY = 10.0
 
-_ATTACHMENTS = {
-    Attachment.CLEAN: Event.CLEAN,
-    Attachment.PARTIAL: Event.PARTIAL,
-    Attachment.ATTACHED: Event.ATTACHED,
-}
-_SERVICES = {
-    Service.FRESH: Event.CLEAN,
-    Service.PARTIAL: Event.PARTIAL,
-    Service.SERVING: Event.SERVING,
-    Service.REPLICATING: Event.IN_SESSION,
-    Service.SPENT: Event.SPENT,
-}
 #: What QEMU says when a copy breaks or is ready: it calls for a look at once.
 _ALARMS = {
     *("QUORUM_REPORT_BAD", "QUORUM_FAILURE", "BLOCK_IO_ERROR"),
@@ -46,16 +33,13 @@ _ALARMS = {
 
 
 class Watching:
-    """The activity of each state; it ends as soon as an event is queued, and begins anew after it.
-
-    :ivar peer_lost: whether the peer was lost and nobody was told to fence it off yet.
-    """
+    """The activity of each state; it ends as soon as an event is queued, and begins anew after it."""
 
     def __init__(self, owner: "Replicator") -> None:
-        self.peer_lost = False
         self._owner = owner
         self._performer = owner.performer
         self._changed = trio.Event()
+        self._alarm = trio.Event()
         self._to_prepare: Launch | None = None
         self._prepared: Launch | None = None
         self._failures = 0
@@ -92,13 +76,18 @@ class Watching:
     def hear(self, event: QmpEvent) -> None:
         """Take what QEMU said."""
         if event.name in _ALARMS:
-            self.poke()
+            self._alarm.set()
 
-    async def _wait(self, seconds: float = float("inf")) -> None:
-        """Wait for a poke, at most so long."""
-        with trio.move_on_after(seconds):
-            await self._changed.wait()
+    async def _wait_changed(self) -> None:
+        """Wait for a poke, without a deadline: whoever changes something pokes."""
+        await self._changed.wait()
         self._changed = trio.Event()
+
+    async def _wait_alarm(self, seconds: float) -> None:
+        """Wait until QEMU says that something is to be looked at, at most so long."""
+        with trio.move_on_after(seconds):
+            await self._alarm.wait()
+        self._alarm = trio.Event()
 
     # -- before a QEMU runs, and when one is found ---------------------------------------------------
 
@@ -117,9 +106,12 @@ class Watching:
             if self._performer.qmp:
                 await self._observe()
                 return
+            if refusal := self._owner.refusal:
+                self._owner.push(forbidden(self._performer.record), refusal)
+                return
             if self._to_prepare and self._to_prepare != self._prepared:
                 await self._prepare(self._to_prepare)
-            await self._wait()
+            await self._wait_changed()
 
     async def _prepare(self, launch: Launch) -> None:
         owner, performer = self._owner, self._performer
@@ -149,17 +141,9 @@ class Watching:
         record = performer.known
         performer.session = await performer.either.session()
         owner.place = Place(record.role, _S.LAUNCHING)
-        if performer.superseded and seen.view.wanted_role is Role.PRIMARY:
-            performer.later_generation = record.superseded_by
-            owner.push(Event.SUPERSEDED, performer.superseded)
-        elif record.unfinished:
-            owner.push(Event.UNFINISHED)
-        elif record.role is Role.SECONDARY:
-            owner.push(_SERVICES[await performer.secondary.observe()])
-        else:
-            event = _ATTACHMENTS[await performer.primary.observe()]
-            taken_over = event is Event.CLEAN and record.promoted and not record.peer
-            owner.push(Event.TAKEN_OVER if taken_over else event)
+        blocks = performer.secondary if record.role is Role.SECONDARY else performer.primary
+        refusal = owner.refusal
+        owner.push(found(record, await blocks.observe(), refused=bool(refusal)), refusal)
 
     # -- while it runs -------------------------------------------------------------------------------
 
@@ -175,7 +159,7 @@ class Watching:
                 self._owner.push(Event.MIRRORED)
                 return
             self._say_progress(progress.done, progress.total)
-            await self._wait(look)
+            await self._wait_alarm(look)
             look = min(look * 2, longest)
 
     def _say_progress(self, done: int, total: int) -> None:
@@ -218,11 +202,11 @@ class Watching:
             if error := await self._performer.either.fault():
                 self._owner.push(Event.QEMU_ERROR, f"QEMU's replication reports: {error}")
                 return
-            await self._wait(min(poll, until - now))
+            await self._wait_alarm(min(poll, until - now))
 
     async def _retry(self) -> None:
         """Try again what failed, with growing pauses; what is refused waits for the nodes to change."""
-        if self._owner.refusal:
+        if self._owner.refusal and not self._owner.incomplete:
             return
         longest = self._performer.host.settings.config.replication.retry_max
         pause = min(_RETRY_MIN * 2**self._failures, longest)
@@ -232,15 +216,13 @@ class Watching:
 
     # -- saying --------------------------------------------------------------------------------------
 
-    def say_done(self, todo: Step, event: Event) -> None:
+    def say_done(self, todo: Step) -> None:
         """Log what a step has brought about."""
         performer, times = self._performer, self._performer.times
         log, now = self._owner.log, trio.current_time()
         generation = performer.record and performer.record.generation
         seconds = round(now - times.began, 4)
         paused = round(times.stood, 4)
-        if event in {Event.PEER_LOST, Event.PEER_SILENT}:
-            self.peer_lost = True
         if Action.MIRROR in todo.actions:
             emit(
                 log,

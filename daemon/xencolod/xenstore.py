@@ -94,6 +94,11 @@ class Transaction:
         """Send the requests as :meth:`batch`: a transaction lives on one connection."""
         return await self.batch(batch)
 
+    def post(self, batch: Sequence[Request]) -> Callable[[], Awaitable[list[Answer]]]:
+        """Send the requests, and return what waits for their answers."""
+        under_way = self._connection.submit(batch, self._tx_id)
+        return partial(self._connection.wait, under_way, self._timeout)
+
     async def end(self) -> None:
         """Commit.
 
@@ -130,6 +135,11 @@ class Client:
         self._tokens = 0
 
     @property
+    def connections(self) -> int:
+        """How many connections the pool has when all are up."""
+        return len(self._pool)
+
+    @property
     def connected(self) -> bool:
         """Whether the first connection, which carries watches and single requests, is up."""
         return self._connected.is_set() and self._living(0) is not None
@@ -155,13 +165,25 @@ class Client:
         :raises ConnectionLost: before all answers came.
         :raises DeadlineExceeded: xenstored was silent for ``timeout`` seconds.
         """
-        self._main()
-        living = [c for slot in range(len(self._pool)) if (c := self._living(slot))]
-        if len(living) == 1 or len(batch) < _SPREAD_MIN:
-            return await self.batch(batch)
+        return await self.post(batch)()
+
+    def post(self, batch: Sequence[Request]) -> Callable[[], Awaitable[list[Answer]]]:
+        """Spread requests as :meth:`spread`, and return what waits for their answers.
+
+        So the next can be built, or the last answers used, while xenstored is at work.
+
+        :raises ConnectionLost: there is no connection.
+        """
+        living = self._living_ones()
+        if len(batch) < _SPREAD_MIN:
+            del living[1:]
         size = -(-len(batch) // len(living))
         parts = [(c, c.submit(batch[i * size : (i + 1) * size])) for i, c in enumerate(living)]
-        return [answer for c, part in parts for answer in await c.wait(part, self._timeout)]
+
+        async def answers() -> list[Answer]:
+            return [answer for c, part in parts for answer in await c.wait(part, self._timeout)]
+
+        return answers
 
     async def transaction(
         self, body: Callable[[Transaction], Awaitable[T]], *, attempts: int = TRANSACTION_ATTEMPTS
@@ -195,7 +217,7 @@ class Client:
         return True, value
 
     async def _begin(self) -> Transaction:
-        connection = self._main()
+        connection = self._idlest()
         started = connection.submit([requests.TRANSACTION_START])
         try:
             (answer,) = await connection.wait(started, self._timeout)
@@ -258,6 +280,17 @@ class Client:
             return connection
         dead = self._pool[0].dead if self._pool[0] else self._lost
         raise ConnectionLost(f"not connected to xenstored: {dead or self.path}")
+
+    def _living_ones(self) -> list[Connection]:  # the first of them is the main one
+        self._main()
+        return [c for slot in range(len(self._pool)) if (c := self._living(slot))]
+
+    def _idlest(self) -> Connection:
+        """Return the connection with the fewest answers to come, the first of equals.
+
+        So the transactions of several tasks don't wait for each other.
+        """
+        return min(self._living_ones(), key=lambda connection: connection.missing)
 
     def _on_event(self, packet: Packet) -> None:
         path, token = ([*split(packet.payload), b"", b""])[:2]

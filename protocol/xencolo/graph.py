@@ -30,6 +30,12 @@ def form_of(arguments: Iterable[str]) -> Form:
     return Form.TEXT_2016 if "-drive" in arguments else Form.BLOCKDEV
 
 
+def has_disk(arguments: Iterable[str], disk: Disk) -> bool:
+    """Return whether these arguments of QEMU's give it the COLO disk."""
+    names = f'"node-name":"{quorum_node(disk.devid)}"', f",id={disk.colo_export},"
+    return any(name in argument for argument in arguments for name in names)
+
+
 def quorum_node(devid: int) -> str:
     """Return the name of a COLO disk's topmost node, the one that the device uses."""
     return f"quorum-{devid}"

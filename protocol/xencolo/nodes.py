@@ -362,13 +362,9 @@ BACKEND_NODES = (
 # -- writing -------------------------------------------------------------------------------------
 
 
-def _tree(
-    directory: str, nodes: Iterable[Node], disk: Disk, paths: DevicePaths
-) -> Iterator[Request]:
-    for node in nodes:
-        value = node.render(disk, paths)
-        if value is not None:
-            yield requests.write(f"{directory}/{node.name}", value)
+def _tree(directory: str, nodes: Iterable[Node], disk: Disk, paths: DevicePaths) -> list[Request]:
+    rendered = ((node.name, node.render(disk, paths)) for node in nodes)
+    return requests.writes_below(directory, [(n, v) for n, v in rendered if v is not None])
 
 
 def _owned_tree(

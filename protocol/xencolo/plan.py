@@ -25,7 +25,7 @@ class Domain(NamedTuple):
     :ivar gone_pid: pid of a device model that ran for this domain and is dead.
     :ivar devices: its qdisk devices by devid.
     :ivar type: libxl's word for the kind of guest (``hvm``, ``pv``, ``pvh``), None where it is absent.
-    :ivar generation: as it was published, None where it is absent.
+    :ivar record: path of its record, as it was published; None where it is absent.
     :ivar command: what the command node holds, None where it is absent or empty.
     :ivar command_error: why the command can't be taken.
     :ivar promoted: whether it was a secondary that took over, or is taking over: its QEMU may have a
@@ -44,7 +44,7 @@ class Domain(NamedTuple):
     gone_pid: int | None
     devices: Mapping[int, Device]
     type: str | None = None
-    generation: str | None = None
+    record: str | None = None
     command: bytes | None = None
     command_error: str | None = None
     promoted: bool = False

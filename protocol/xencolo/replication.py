@@ -130,6 +130,8 @@ _TAKE_OVER = (
     *(_A.PAUSE, _A.FAILOVER, _A.AWAIT_COMMIT, _A.FLUSH),
     *(_A.RECORD_PROMOTED, _A.RESUME),
 )
+# From the record on, the chain on disk is what counts: nobody writes to it any more, and it is flushed.
+_RECORDED = (_A.UNSERVE, _A.PAUSE, _A.FLUSH, _A.RECORD_FAILOVER)
 _CLEAN_UP = (_A.DETACH, _A.RESUME)
 _FENCE_OFF = (_A.DETACH, _A.PAUSE)
 
@@ -161,8 +163,10 @@ def _anywhere(role: Role, state: State) -> Iterator[tuple[Key, Step]]:
     """Yield what may happen in every state of a role."""
     yield _row(role, state, _E.QEMU_GONE, then=_S.LAUNCHING)
     if role is _P:
-        yield _row(_P, state, _E.SUPERSEDED, _A.RECORD_SUPERSEDED, *_FENCE_OFF, then=_S.FAILED)
-        yield _row(_P, state, _E.REFUSED, *_CLEAN_UP, then=_S.FAILED)
+        # Failed from the start: an action that fails must lead to no state that lets the guest run on.
+        off = (_A.RECORD_SUPERSEDED, *_FENCE_OFF)
+        yield _row(_P, state, _E.SUPERSEDED, *off, during=_S.FAILED, then=_S.FAILED)
+        yield _row(_P, state, _E.REFUSED, *_CLEAN_UP, during=_S.FAILED, then=_S.FAILED)
     else:
         yield _row(_Q, state, _E.REFUSED, then=_S.FAILED)
 
@@ -235,7 +239,7 @@ def _secondary_rows() -> Iterator[tuple[Key, Step]]:
     yield _row(_Q, _S.LAUNCHING, _E.PARTIAL, _A.UNSERVE, _A.SERVE, then=_S.LISTENING)
     yield _row(_Q, _S.LAUNCHING, _E.SERVING, then=_S.LISTENING)
     # It may be replicating still: the primary has to say so first.
-    yield _row(_Q, _S.LAUNCHING, _E.IN_SESSION, then=_S.DEGRADED)
+    yield _row(_Q, _S.LAUNCHING, _E.IN_SESSION, _A.RESUME, then=_S.DEGRADED)
     yield _row(_Q, _S.LAUNCHING, _E.SPENT, _A.RENEW, then=_S.LAUNCHING)
     yield _row(
         *(_Q, _S.LAUNCHING, _E.UNFINISHED, *_TAKE_OVER),
@@ -252,9 +256,10 @@ def _secondary_rows() -> Iterator[tuple[Key, Step]]:
         then=_S.REPLICATING,
     )
     yield _row(_Q, _S.LISTENING, _E.PEER_DETACHES, then=_S.LISTENING)
-    # Replication that never ran leaves QEMU's node refusing all I/O: it is started, then stopped.
+    # Replication that never ran leaves QEMU's node refusing all I/O: it is started, then stopped. It is
+    # recorded after that: what is unfinished is finished by a failover, which needs it started.
     yield _row(
-        *(_Q, _S.LISTENING, _E.FORCE_FAILOVER, _A.RECORD_FAILOVER, _A.START, *_TAKE_OVER),
+        *(_Q, _S.LISTENING, _E.FORCE_FAILOVER, _A.START, *_RECORDED, *_TAKE_OVER),
         during=_S.FAILING_OVER,
         then=_S.PROMOTED,
         as_role=_P,
@@ -271,7 +276,7 @@ def _secondary_rows() -> Iterator[tuple[Key, Step]]:
         _Q, _S.REPLICATING, _E.PEER_CHECKPOINTS, _A.CHECK, _A.CHECKPOINT, then=_S.REPLICATING
     )
     yield _row(_Q, _S.REPLICATING, _E.PEER_AGREES, then=_S.REPLICATING)
-    for event in (_E.ACTION_FAILED, _E.QEMU_ERROR):
+    for event in (_E.ACTION_FAILED, _E.QEMU_ERROR, _E.BYPASSED):
         yield _row(_Q, _S.REPLICATING, event, then=_S.DEGRADED)
     yield _row(_Q, _S.DEGRADED, _E.PEER_AGREES, then=_S.REPLICATING)
     yield _row(_Q, _S.DEGRADED, _E.QEMU_ERROR, then=_S.DEGRADED)
@@ -281,7 +286,7 @@ def _secondary_rows() -> Iterator[tuple[Key, Step]]:
             yield _row(_Q, state, event, _A.RECORD_STALE, _A.RENEW, then=_S.LAUNCHING)
         for event in (_E.FAILOVER, _E.FORCE_FAILOVER, _E.FENCED):
             yield _row(
-                *(_Q, state, event, _A.RECORD_FAILOVER, *_TAKE_OVER),
+                *(_Q, state, event, *_RECORDED, *_TAKE_OVER),
                 during=_S.FAILING_OVER,
                 then=_S.PROMOTED,
                 as_role=_P,

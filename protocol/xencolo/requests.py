@@ -68,8 +68,26 @@ def write(path: str, value: str | bytes) -> Request:
     data = value.encode() if isinstance(value, str) else value
     payload = check_path(path).encode() + b"\0" + data
     if len(payload) > PAYLOAD_MAX:
-        raise WireError(f"WRITE {path}: {len(payload)} bytes with the path, {PAYLOAD_MAX} at most")
+        raise WireError(_too_long(path, len(payload)))
     return Request(Op.WRITE, payload)
+
+
+def writes_below(directory: str, values: Iterable[tuple[str, str]]) -> list[Request]:
+    """Write nodes of one directory, whose path is checked once for all of them.
+
+    :param values: (name, value); the names are not checked: they come from a table.
+    :raises WireError: path and value of one together are over 4096 bytes.
+    """
+    base = check_path(directory)
+    batch = [Request(Op.WRITE, f"{base}/{name}\0{value}".encode()) for name, value in values]
+    for request in batch:
+        if len(request.payload) > PAYLOAD_MAX:
+            raise WireError(_too_long(request.path, len(request.payload)))
+    return batch
+
+
+def _too_long(path: str, size: int) -> str:
+    return f"WRITE {path}: {size} bytes with the path, {PAYLOAD_MAX} at most"
 
 
 def mkdir(path: str) -> Request:

@@ -21,6 +21,7 @@ QEMU_PID = "qemu-pid"
 COMMAND = "command"
 ANSWER = "answer"
 GENERATION = "generation"
+RECORD = "record"
 PEER = "peer"
 SESSION = "session"
 CHECKPOINT = "checkpoint"
@@ -161,6 +162,13 @@ STATUS_NODES = (
         "INTEGER",
         "xencolod",
         "Which life of the disks this is; each failover begins the next one.",
+    ),
+    StatusNode(
+        f"/libxl/$DOMID/colo/{RECORD}",
+        "PATH",
+        "xencolod",
+        "The file that keeps the generation, and whether the disks hold a checkpoint. While this node names "
+        "it and it is gone, nothing is begun: remove the node to begin anew at generation 1.",
     ),
     StatusNode(
         f"/libxl/$DOMID/colo/{PEER}", "STRING", "xencolod", "The host at the other end, HOST:PORT."
@@ -306,6 +314,7 @@ class ReplicationStatus(NamedTuple):
     """What is published of a domain with COLO disks; None where there is nothing to say.
 
     :ivar peer: ``HOST:PORT``.
+    :ivar record: path of the record's file.
     :ivar checkpoint: number of the last one.
     :ivar checkpoint_time: seconds since the epoch.
     """
@@ -316,6 +325,7 @@ class ReplicationStatus(NamedTuple):
     checkpoint: int | None = None
     checkpoint_time: int | None = None
     resync: Resync | None = None
+    record: str | None = None
 
 
 class DomainStatus(NamedTuple):
@@ -345,6 +355,7 @@ def _replication_values(replication: ReplicationStatus) -> dict[str, str | int |
         RESYNC_TOTAL: total,
         RESYNC_RATE: rate,
         RESYNC_LEFT: left,
+        RECORD: replication.record,
     }
 
 
@@ -372,6 +383,7 @@ def parse_replication(values: Mapping[str, str | None]) -> ReplicationStatus | N
         numbers.get(CHECKPOINT),
         numbers.get(CHECKPOINT_TIME),
         None if total is None else resync,
+        values.get(RECORD),
     )
     return None if found == ReplicationStatus() else found
 

@@ -333,6 +333,7 @@ def test_status_shows_the_replication(colo_guest: Server) -> None:
         "checkpoint": 17,
         "checkpoint_time": None,
         "resync": {"done": 3 << 30, "total": 4 << 30, "rate": 100 << 20, "left": 10},
+        "record": None,
     }
     publish(
         colo_guest,

@@ -259,9 +259,10 @@ async def test_ids_wrap_at_32_bits_and_pass_over_those_under_way() -> None:
         await peer.send(*(answer(packet, b"x") for packet in under_way[:2]))
         await trio.testing.wait_all_tasks_blocked()
         connection._next_id = ID_MASK  # once around: 0 and 1 are still under way
+        # The ids of a batch follow each other, so the new one begins after the old.
         new = connection.submit([READ_T] * 2)
         packets = await peer.receive(2)
-        assert [packet.rq_id for packet in packets] == [ID_MASK, 2]
+        assert [packet.rq_id for packet in packets] == [2, 3]
         await peer.send(*(answer(p, b"new") for p in packets))
         await peer.send(*(answer(p, b"old") for p in under_way[2:]))
         assert await connection.wait(new, 1) == [b"new", b"new"]
@@ -523,6 +524,35 @@ async def test_cancelled_in_its_body_it_is_ended(tmp_path: Path) -> None:
         (Op.TRANSACTION_END, 7, b"F\0"),
         (Op.READ, 0, b"/t\0"),
     ]
+
+
+async def test_transactions_of_two_tasks_go_side_by_side(tmp_path: Path) -> None:
+    """The first has answers to come on its connection, so the second takes another."""
+    open_at: list[str] = []
+    both = trio.Event()
+
+    def waits(name: str) -> Script:
+        async def script(peer: Peer) -> None:
+            (start,) = await peer.receive()
+            open_at.append(name)
+            if len(open_at) == 2:
+                both.set()
+            await both.wait()
+            await peer.send(answer(start, b"1\0"))
+            await peer.serve()
+
+        return script
+
+    with trio.fail_after(DEADLINE):
+        async with (
+            listening(tmp_path / "s", waits("first"), waits("second")),
+            open_client(tmp_path / "s", connections=2) as client,
+        ):
+            await trio.testing.wait_all_tasks_blocked()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.transaction, nothing)
+                nursery.start_soon(client.transaction, nothing)
+    assert sorted(open_at) == ["first", "second"]
 
 
 async def test_a_transaction_id_that_is_no_number(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from trio.testing import MockClock as Clock
 from xencolo import requests
 from xencolo.device import Device
 from xencolo.disk import Backend, Disk, Format, Role, Specification
-from xencolo.errors import DeviceError, StoreError, WireError
+from xencolo.errors import DeviceError, StoreError, VdevError, WireError
 from xencolo.paths import DevicePaths
 from xencolo.requests import Request
 from xencolo.store import Session, Store
@@ -198,6 +198,33 @@ async def test_what_can_t_be_added_leaves_nothing(
         with pytest.raises(error, match=words):
             await devices.add(client, domid, disk, Role.SECONDARY)
         assert await tree(client) == before
+
+
+async def test_many_are_added_and_what_is_wrong_with_one_concerns_no_other(
+    store_socket: Path,
+) -> None:
+    """Domains at a time, each disk as if it were added alone; the results in the order given."""
+    domids = range(5, 12)
+    good = [(domid, made(COLO, vdev=f"xvd{letter}")) for letter in "ab" for domid in domids]
+    bad = [(99, PLAIN), (5, made(vdev="xvda")), (6, made(vdev="nonsense"))]
+    async with guest(store_socket) as client:
+        for domid in domids[1:]:
+            await domains.create(client, domid, f"guest-{domid}", xen=False)
+        results = await devices.add_all(client, [*good, *bad])
+        assert results[: len(good)] == [DevicePaths(domid, disk.devid) for domid, disk in good]
+        assert [type(error) for error in results[len(good) :]] == [
+            DeviceError,
+            DeviceError,
+            VdevError,
+        ]
+        assert (
+            sorted(d.disk.vdev for d in await found(client) if d.disk)
+            == ["xvda"] * 7 + ["xvdb"] * 7
+        )
+        together = await tree(client, f"/libxl/7{LX.removeprefix('/libxl/5')}")
+        await devices.remove(client, DevicePaths(7, 51712), force=True)
+        await devices.add(client, 7, COLO)
+        assert await tree(client, f"/libxl/7{LX.removeprefix('/libxl/5')}") == together
 
 
 # -- in the middle of it --------------------------------------------------------------------------

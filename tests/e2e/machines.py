@@ -16,9 +16,10 @@ from xencolo.disk import Disk, Role
 from xencolo.diskspec import parse
 from xencolo.drives import Form, domain_drives
 from xencolo.graph import device_id
-from xencolod.primary_blocks import Attachment, PrimaryBlocks
+from xencolo.observed import Attachment, Service
+from xencolod.primary_blocks import PrimaryBlocks
 from xencolod.qmp import Qmp, open_qmp
-from xencolod.secondary_blocks import SecondaryBlocks, Service
+from xencolod.secondary_blocks import SecondaryBlocks
 
 KIB = 1 << 10
 SIZE = 1 << 20

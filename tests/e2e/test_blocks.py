@@ -30,8 +30,8 @@ from tests.e2e.machines import (
 from xencolo.disk import Role
 from xencolo.errors import QmpCommandError, ReplicationError
 from xencolo.graph import Form
-from xencolod.primary_blocks import Attachment, PrimaryBlocks
-from xencolod.secondary_blocks import Service
+from xencolo.observed import Attachment, Service
+from xencolod.primary_blocks import PrimaryBlocks
 
 # -- the life -------------------------------------------------------------------------------------
 

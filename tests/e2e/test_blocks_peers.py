@@ -24,8 +24,8 @@ from tests.e2e.machines import (
 )
 from xencolo.disk import Role
 from xencolo.errors import QmpClosed, ReplicationError
-from xencolod.primary_blocks import Attachment, Progress
-from xencolod.secondary_blocks import Service
+from xencolo.observed import Attachment, Service
+from xencolod.primary_blocks import Progress
 
 # -- a secondary that is silent, dead or wrong ----------------------------------------------------
 

@@ -407,7 +407,7 @@ def test_the_fencing_command_decides(two: list[Member], tmp_path: Path) -> None:
     )
     fence.chmod(0o755)
     gate.write_text("fail")
-    b.set(failover={"policy": "command", "command": [str(fence)], "timeout": 0.5})
+    b.set(failover={"policy": "command", "command": [str(fence)], "timeout": 0.5, "after": 0.01})
     replicating(a, b)
     a.kill()
     b.event("failover.fencing_failed", error="it ended with status 3: no hand reaches it")

@@ -31,7 +31,10 @@ FULL = DomainStatus(
     "why",
     4711,
     {51712: (DeviceState.READY, None), 51728: (DeviceState.ERROR, "what")},
-    ReplicationStatus(3, "192.0.2.2:9990", "5e55", 17, 1700000000, Resync(0, 4096, 1024, 4)),
+    ReplicationStatus(
+        *(3, "192.0.2.2:9990", "5e55", 17, 1700000000, Resync(0, 4096, 1024, 4)),
+        record="/var/lib/xencolo/u.json",
+    ),
 )
 
 
@@ -50,6 +53,7 @@ def test_everything_there_is_to_say_is_said() -> None:
         "/libxl/5/colo/resync-total": "4096",
         "/libxl/5/colo/resync-rate": "1024",
         "/libxl/5/colo/resync-left": "4",
+        "/libxl/5/colo/record": "/var/lib/xencolo/u.json",
         "/libxl/5/colo/device/51712/state": "ready",
         "/libxl/5/colo/device/51728/state": "error",
         "/libxl/5/colo/device/51728/error": "what",

@@ -1,0 +1,137 @@
+"""What is seen of a QEMU and heard of a peer, as events of the table of :mod:`xencolo.replication`.
+
+Pure, as the table is: :mod:`xencolod` looks and listens, and asks here what it means.
+"""
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Literal
+
+from xencolo.disk import Role
+from xencolo.link import Welcome
+from xencolo.record import Record
+from xencolo.replication import Event, Place
+from xencolo.status import DomainState as State
+
+
+class Attachment(Enum):
+    """How far a primary's disks are attached to their secondary."""
+
+    CLEAN = "clean"
+    PARTIAL = "partial"
+    ATTACHED = "attached"
+
+
+class Service(Enum):
+    """What a secondary's disks are doing.
+
+    PARTIAL: some disks are exported and some not. SPENT: the replication of a disk ran and was stopped, by
+    failover or not, or was started for some disks only; this QEMU starts none again.
+    """
+
+    FRESH = "fresh"
+    PARTIAL = "partial"
+    SERVING = "serving"
+    REPLICATING = "replicating"
+    SPENT = "spent"
+
+
+_FOUND: Mapping[Attachment | Service, Event] = {
+    Attachment.CLEAN: Event.CLEAN,
+    Attachment.PARTIAL: Event.PARTIAL,
+    Attachment.ATTACHED: Event.ATTACHED,
+    Service.FRESH: Event.CLEAN,
+    Service.PARTIAL: Event.PARTIAL,
+    Service.SERVING: Event.SERVING,
+    Service.REPLICATING: Event.IN_SESSION,
+    Service.SPENT: Event.SPENT,
+}
+
+
+def is_superseded(record: Record) -> bool:
+    """Return whether another host has been promoted since this one was the primary."""
+    return record.role is Role.PRIMARY and record.superseded_by is not None
+
+
+def supersedes(generation: int, record: Record) -> bool:
+    """Return whether a primary of this generation supersedes this host, and for the first time."""
+    return record.generation < generation and record.superseded_by != generation
+
+
+def rejection(record: Record, generation: int) -> Literal["generation", "state"] | None:
+    """Return the kind of refusal for a primary of this generation that says hello, None if it is welcome.
+
+    A failover that has begun counts as done: it will be.
+    """
+    if generation < record.generation or record.unfinished:
+        return "generation"
+    return "state" if record.role is Role.PRIMARY else None
+
+
+def forbidden(record: Record | None) -> Event:
+    """Return the event of a domain that may not replicate; the guest of a superseded one stands still."""
+    return Event.SUPERSEDED if record and is_superseded(record) else Event.REFUSED
+
+
+def found(record: Record, seen: Attachment | Service, *, refused: bool) -> Event:
+    """Return what it means that a QEMU was found like this.
+
+    :param seen: as what the record says that the domain is, a primary or a secondary.
+    :param refused: the nodes forbid to replicate.
+    """
+    if record.unfinished:
+        return Event.UNFINISHED
+    if refused or is_superseded(record):
+        return forbidden(record)
+    if seen is Attachment.CLEAN and record.promoted and not record.peer:
+        return Event.TAKEN_OVER
+    return _FOUND[seen]
+
+
+def met(session: str | None, welcome: Welcome, *, equal: bool) -> Event:
+    """Return what a primary makes of its secondary's welcome.
+
+    :param session: that the primary's QEMU is in.
+    :param equal: somebody said that the disks of both hosts are equal.
+    """
+    same = session is not None and session == welcome.session
+    if same and welcome.state == State.REPLICATING:
+        return Event.PEER_AGREES
+    return Event.PEER_EQUAL if equal else Event.PEER_READY
+
+
+def may_agree(place: Place, session: str | None, theirs: str | None) -> bool:
+    """Return whether a secondary may go on with the session that its primary names."""
+    same = session is not None and session == theirs
+    return same and place in {_IN_FORCE, _SUSPENDED}
+
+
+def is_prepared(place: Place) -> bool:
+    """Return whether a secondary that took a `Prepare` can be resynced at once."""
+    return place == Place(Role.SECONDARY, State.LISTENING)
+
+
+def needs_fencing(place: Place, event: Event) -> bool:
+    """Return whether it is for the fencing command now: a secondary whose primary was lost, and only then.
+
+    :param place: where the event has led.
+    """
+    return place == _SUSPENDED and event in _MISSED
+
+
+def hangs_up(event: Event) -> bool:
+    """Return whether a secondary hangs up after an event.
+
+    Its session has ended, or may have, and its primary can't see that before the next write or checkpoint.
+    """
+    return event in _BY_ITSELF
+
+
+_IN_FORCE = Place(Role.SECONDARY, State.REPLICATING)
+_SUSPENDED = Place(Role.SECONDARY, State.DEGRADED)
+# A secondary that was found in a session does not know whether its primary lives.
+_MISSED = {Event.PEER_LOST, Event.PEER_SILENT, Event.IN_SESSION}
+_BY_ITSELF = {
+    *(Event.QEMU_GONE, Event.QEMU_ERROR, Event.REFUSED),
+    *(Event.FAILOVER, Event.FORCE_FAILOVER, Event.FENCED),
+}
