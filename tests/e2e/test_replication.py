@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.host import SDA, XVDA
+from tests.e2e.host import SDA, XVDA, until
 from tests.e2e.site import Member, listening
 
 _BOTH = (XVDA, SDA)
@@ -100,7 +100,7 @@ def test_a_returning_old_primary_gives_way_and_becomes_the_secondary(two: list[M
     a.is_("failed")
     a.says("another host is the primary of generation 2")
     assert a.record["superseded_by"] == 2
-    assert a.guest("query-status")["status"] == "paused"
+    until(lambda: a.guest("query-status")["status"] == "paused", "the guest stands")
     a.stop()
     a.start()
     a.is_("failed")
