@@ -14,7 +14,7 @@ PACKAGES := qemu-system-x86 qemu-utils gcc libc6-dev systemd xen-utils-4.17 libx
 .PHONY: demo test bench lint setup system pages lock clean
 
 demo: setup
-	$(BIN)/python -m tests.rigs xenstored -- sh -c '$(BIN)/xencolo --xenstore "$$XENSTORED_PATH" demo'
+	$(BIN)/python -m tests.rigs xenstored xenstored xenstored -- $(BIN)/xencolo demo
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)

@@ -111,6 +111,16 @@ class Qemu(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     term_timeout: Annotated[Seconds, "Seconds from SIGTERM to SIGKILL."] = 5.0
 
 
+class Images(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The images of the disks."""
+
+    directories: Annotated[
+        tuple[Absolute, ...],
+        "Where images may be, symbolic links resolved: disk, active-disk and hidden-disk alike; "
+        'empty allows every place. Block devices too: "/dev/vg0" allows the volumes of that group.',
+    ] = ()
+
+
 class Replication(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The replication of COLO disks."""
 
@@ -201,6 +211,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     daemon: Daemon = Daemon()
     link: Link = Link()
     qemu: Qemu
+    images: Images = Images()
     replication: Replication = Replication()
     failover: Failover = Failover()
 

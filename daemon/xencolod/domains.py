@@ -125,11 +125,15 @@ def _absent(domid: int) -> DomainError:
 # -- for a store without Xen --------------------------------------------------------------------
 
 
-async def create(client: Client, domid: int, name: str, *, xen: bool) -> None:
+async def create(
+    client: Client, domid: int, name: str, *, xen: bool, identity: str | None = None
+) -> None:
     """Write what of libxl's new HVM guest a block device needs, in one transaction.
 
     :param xen: whether this is a Xen dom0, where only the toolstack makes domains.
-    :raises DomainError: it exists already, the name can't be, or this is Xen.
+    :param identity: the uuid, the same on all hosts that a disk of it is replicated between; None: a
+        new one.
+    :raises DomainError: it exists already, the name or the uuid can't be, or this is Xen.
     :raises XenstoreError: xenstored failed; nothing was written.
     """
     if xen:
@@ -137,8 +141,7 @@ async def create(client: Client, domid: int, name: str, *, xen: bool) -> None:
     if not name or not name.isprintable():
         raise DomainError(f"name {name[:40]!r}: printable characters are needed")
     home, libxl = domain_path(domid), libxl_domain_path(domid)
-    identity = str(uuid.uuid4())
-    vm = f"/vm/{identity}"
+    vm = f"/vm/{_uuid(identity)}"
     guest_reads = [Permission("n", TOOLSTACK_DOMID), Permission("r", domid)]
 
     async def body(transaction: Transaction) -> None:
@@ -155,13 +158,21 @@ async def create(client: Client, domid: int, name: str, *, xen: bool) -> None:
             requests.write(f"{home}/vm", vm),
             requests.write(f"{home}/name", name),
             requests.write(f"{home}/domid", str(domid)),
-            requests.write(f"{vm}/uuid", identity),
+            requests.write(f"{vm}/uuid", vm.removeprefix("/vm/")),
             requests.write(f"{vm}/name", name),
             requests.write(f"{libxl}/type", "hvm"),
         ]
         await demand(transaction, batch)
 
     await client.transaction(body)
+
+
+def _uuid(identity: str | None) -> str:
+    try:
+        return str(uuid.UUID(identity) if identity else uuid.uuid4())
+    except ValueError:
+        shown = identity[:40] if identity else identity
+        raise DomainError(f"uuid {shown!r}: 32 hexadecimal digits are needed") from None
 
 
 async def destroy(client: Client, domid: int, *, xen: bool) -> None:

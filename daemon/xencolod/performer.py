@@ -148,6 +148,8 @@ class Performer:
 
         :param launch: what the QEMU runs with: only what it was given can replicate.
         """
+        if self.record and view.uuid and view.uuid.lower() != self.record.uuid:
+            self._forget()
         read = {d: device.disk for d, device in view.devices.items() if device.is_colo}
         before = {disk.devid: disk for disk in self.disks}
         disks = [disk or before.get(devid) for devid, disk in sorted(read.items())]
@@ -159,6 +161,13 @@ class Performer:
         )
         self._form = form_of(launch.drives) if launch else Form.BLOCKDEV
         self._timeout = timeout
+
+    def _forget(self) -> None:
+        """Forget the guest that had the domid before."""
+        self.record, self.disks = None, ()
+        self.session = self.checkpoint_time = self.resync = self.nbd = None
+        self.later_generation = self.peer_generation = self._ended = None
+        self.number, self.assume_equal = 0, False
 
     def begin(self) -> None:
         """Note that a step begins."""

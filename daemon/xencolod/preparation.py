@@ -1,14 +1,33 @@
 """What must be so before a domain's QEMU is started: its record, its disks made whole, its images."""
 
 from xencolo.disk import Role
-from xencolo.errors import ReplicationError
+from xencolo.errors import ImageError, ReplicationError
 from xencolo.paths import colo_path, domain_path
-from xencolo.plan import Domain
+from xencolo.plan import Domain, Launch
 from xencolo.record import Record
 from xencolo.status import RECORD
 from xencolod import images
 from xencolod.log import Logger, emit
 from xencolod.performer import Performer
+from xencolod.places import forbidden
+
+
+def as_recorded(view: Domain, record: Record | None, running: Launch | None) -> Domain:
+    """Return what the nodes say of a domain with what its record adds to it.
+
+    :param running: what its QEMU runs with.
+    """
+    if record is None:
+        # A secondary's QEMU has a record, which is not read yet: it may have taken over.
+        return view._replace(promoted=running is not None and running.role is Role.SECONDARY)
+    if not view.uuid or record.uuid != view.uuid.lower():
+        return view
+    if record.role is Role.SECONDARY and not record.unfinished:
+        wrong = view.wanted_role is Role.PRIMARY and view.role_error is None
+        return view._replace(role=None, role_error=NO_PRIMARY) if wrong else view
+    # While it takes over, its role node says primary before the record does: its QEMU must not be
+    # replaced for that.
+    return view._replace(promoted=record.promoted or bool(record.unfinished))
 
 
 async def load_record(performer: Performer, view: Domain, role: Role) -> None:
@@ -80,7 +99,12 @@ async def ready_images(performer: Performer, role: Role, log: Logger) -> None:
     """
     if role is not Role.SECONDARY:
         return
+    config = performer.host.settings.config
+    for disk in performer.disks:
+        for path in (disk.active_disk, disk.hidden_disk):
+            if path and (reason := forbidden(path, config.images.directories)):
+                raise ImageError(path, reason)
     await performer.save(in_sync=False)
     for disk in performer.disks:
-        await images.prepare(disk, make=performer.host.settings.config.replication.make_images)
+        await images.prepare(disk, make=config.replication.make_images)
         emit(log, "images.made", devid=disk.devid, vdev=disk.vdev, path=disk.active_disk)

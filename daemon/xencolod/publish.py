@@ -4,6 +4,7 @@ import trio
 
 from xencolo import requests
 from xencolo.paths import DevicePaths, colo_path, device_model_path, domain_path
+from xencolo.plan import uuid_of
 from xencolo.status import (
     ANSWER,
     COMMAND,
@@ -63,11 +64,13 @@ class Publisher:
         """Take nothing for written any more: the store may be another one."""
         self._written.clear()
 
-    async def publish(self, domid: int, status: DomainStatus) -> bool:
+    async def publish(self, domid: int, status: DomainStatus, uuid: str | None) -> bool:
         """Say how a domain is; return False if it went away meanwhile.
 
         The domain's home is read in the same transaction: a status must not bring the directories of a
-        domain that has just been destroyed to life again.
+        domain that has just been destroyed to life again, nor be said of the next one under its domid.
+
+        :param uuid: the guest's whose status it is.
 
         :raises XenstoreError: xenstored failed; nothing was written.
         """
@@ -79,6 +82,8 @@ class Publisher:
 
         async def body(transaction: Transaction) -> bool:
             if await read(transaction, domain_path(domid)) is None:
+                return False
+            if uuid_of(await read(transaction, f"{domain_path(domid)}/vm")) != uuid:
                 return False
             kept: set[str] = set()
             if not await self._is_ours(transaction, domid):

@@ -84,6 +84,7 @@ class Reach:
 
     def hang_up(self) -> None:
         """Give the link up; the next attempt comes after a pause."""
+        self._performer.link = None  # at once, for what it said and waits in the queue
         self._scope.cancel()
 
     def _open(self) -> bool:

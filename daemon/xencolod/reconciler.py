@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 
 import trio
 
 from xencolo import requests
 from xencolo.device import Device
-from xencolo.disk import Role
 from xencolo.drives import Form
 from xencolo.errors import VdevError, XenstoreError
 from xencolo.paths import (
@@ -28,12 +28,13 @@ from xencolod.hub import Hub
 from xencolod.log import emit
 from xencolod.obeying import Obeying
 from xencolod.performer import complaint
-from xencolod.preparation import NO_PRIMARY
+from xencolod.places import any_forbidden, only_allowed
+from xencolod.preparation import as_recorded
 from xencolod.process import domains_with_qemu, files
 from xencolod.publish import Publisher
 from xencolod.replicator import Replicator, Seen
 from xencolod.supervisor import Settings, Supervisor
-from xencolod.views import Image, missing_images, read_domains
+from xencolod.views import Found, Wanted, look_at, read_domains
 from xencolod.xenstore import Client, Reads, Watch, demand, read
 
 #: What no watch tells of is looked at this often, in seconds: an image that was missing, the end of
@@ -182,10 +183,12 @@ class Reconciler:
             views |= await self._client.transaction(lambda to: self._read(to, doubtful))
         self._unproven -= {d for d in self._unproven & views.keys() if self._proves(views[d])}
         views = {domid: view for domid, view in views.items() if domid not in self._unproven}
-        missing = await self._missing_images(views.values())
+        views = await only_allowed(views, self._config.images.directories)
+        found = await self._look_at_images(views.values())
         async with trio.open_nursery() as nursery:
             for view in views.values():
-                nursery.start_soon(self._settle, view, missing.get(view.domid, {}))
+                seen = view._replace(block_devices=found.block_devices)
+                nursery.start_soon(self._settle, seen, found.missing.get(view.domid, {}))
         self._done(started, len(views), sum(len(view.devices) for view in views.values()))
 
     async def _read(self, to: Reads, domids: Sequence[int]) -> dict[int, Domain]:
@@ -245,20 +248,21 @@ class Reconciler:
             emit(self._log, "daemon.ready", domains=domains, devices=devices, seconds=seconds)
         emit(self._log, "reconcile.done", domains=domains, devices=devices, seconds=seconds)
 
-    async def _missing_images(self, views: Iterable[Domain]) -> dict[int, dict[int, str]]:
-        """Look for the images of the domains whose QEMU does not have all their disks yet."""
+    async def _look_at_images(self, views: Iterable[Domain]) -> Found:
+        """Look at the images of the domains whose QEMU does not have all their disks yet."""
         policy = self._policy()
         make = self._config.replication.make_images
         wanted = [
-            Image(view.domid, devid, path, made=make and path != _target(view.devices[devid]))
+            # Active and hidden images are made, or missed, by who prepares a secondary.
+            Wanted(view.domid, devid, images[0], images[1:])
             for view in views
             if view.managed and not self._has_all(view, policy)
-            for devid, paths in drives_of(view, policy, {}).images.items()
-            for path in paths
+            for devid, images in drives_of(view, policy, {}).images.items()
+            if images
         ]
         if not wanted:
-            return {}
-        return await trio.to_thread.run_sync(missing_images, wanted)
+            return Found({}, frozenset())
+        return await trio.to_thread.run_sync(partial(look_at, wanted, make=make))
 
     def _has_all(self, view: Domain, policy: Policy) -> bool:
         """Whether the QEMU was started with every disk: it keeps them, whatever became of the files."""
@@ -275,11 +279,16 @@ class Reconciler:
         if known is None and not (view.devices or view.managed or view.published):
             return
         known = known or await self._supervise(view.domid)
-        view = self._recorded(view, known)
+        launch = known.supervisor.machine.launch
+        view = as_recorded(view, known.replicator.performer.record, launch)
         policy = self._policy()
         decided = plan(view, known.supervisor.machine, policy, missing)
         unsized = not (policy.memory or view.memory)
-        known.recheck = bool(missing) or (view.managed and (unsized or view.foreign is not None))
+        known.recheck = (
+            bool(missing)
+            or any_forbidden(view)
+            or (view.managed and (unsized or view.foreign is not None))
+        )
         # Before anything is started: whether it may be is the replicator's to say.
         known.replicator.see(self._seen(view, known))
         known.supervisor.want(decided.launch)
@@ -302,24 +311,13 @@ class Reconciler:
             self._hub.remove(view.domid)
             del self._known[view.domid]
 
-    def _recorded(self, view: Domain, known: _Known) -> Domain:
-        """Return the view with what the domain's record adds to it."""
-        record = known.replicator.performer.record
-        if record is None or not view.uuid or record.uuid != view.uuid.lower():
-            return view
-        # From the record of a failover on: the role node changes before the record of its end does.
-        view = view._replace(promoted=record.promoted or bool(record.unfinished))
-        if record.role is Role.SECONDARY and not record.unfinished:
-            wrong = view.wanted_role is Role.PRIMARY and view.role_error is None
-            return view._replace(role=None, role_error=NO_PRIMARY) if wrong else view
-        return view
-
     def _seen(self, view: Domain, known: _Known) -> Seen:
         supervisor = known.supervisor
         colo = [device for device in view.devices.values() if device.is_colo]
         return Seen(
             view,
-            supervisor.qmp,
+            # What replicates has nothing to do with the QEMU of the guest before.
+            None if another_guest(supervisor.machine.launch, view) else supervisor.qmp,
             supervisor.machine.launch,
             tuple(_vdev(device) or str(device.paths.devid) for device in colo if device.bypassed),
             _refusal(view),
@@ -346,7 +344,8 @@ class Reconciler:
         said, known.status = known.status is not None or known.unsaid, decided.status
         known.unsaid = True
         if decided.status and view.exists:
-            await self._publisher.publish(view.domid, decided.status)
+            if not await self._publisher.publish(view.domid, decided.status, view.uuid):
+                self.dirty.mark(view.domid)  # it was another one's by then, or nobody's
         elif decided.status is None and (said or view.published or not view.devices):
             await self._publisher.withdraw(view.domid)
         known.unsaid = False
@@ -445,10 +444,6 @@ def _refusal(view: Domain) -> str | None:
             f"replicated, another writes past QEMU's quorum"
         )
     return complaint(disks)
-
-
-def _target(device: Device) -> str | None:
-    return device.disk.pdev_path if device.disk else None
 
 
 def _vdev(device: Device) -> str | None:

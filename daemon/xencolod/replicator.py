@@ -12,7 +12,7 @@ import trio
 
 from xencolo.disk import Role
 from xencolo.errors import LinkClosed, LinkError, UnexpectedEvent, XencoloError
-from xencolo.observed import forbidden, hangs_up, needs_fencing, supersedes
+from xencolo.observed import forbidden, hangs_up, needs_fencing, still, supersedes
 from xencolo.plan import Domain, Launch
 from xencolo.qmp import Event as QmpEvent
 from xencolo.replication import Action, Event, Place, Step, step
@@ -223,6 +223,8 @@ class Replicator:
         status = status._replace(replication=replication)
         if status.state not in _COVERED and self.place.state is not _S.FAILING_OVER:
             return status
+        if status.state is _S.RUNNING and status.error and self.seen and not self.seen.qmp:
+            return status  # QEMU can't be asked where it is in its life
         unreached = self.reach.error if self.place.role is Role.PRIMARY else None
         error = self.error or self.obstacle or unreached
         state = self.place.state
@@ -287,15 +289,20 @@ class Replicator:
 
     async def _take(self, occurrence: Occurrence) -> bool:
         """Do what the table says; return whether it says anything and was done."""
+        before = role, state = self.place
+        if role is Role.PRIMARY:
+            linked = self.performer.link is not None
+            occurrence.event = still(occurrence.event, self.performer.record, linked=linked)
         event = occurrence.event
         try:
             todo = step(self.place, event)
         except UnexpectedEvent as error:
             self._say_unexpected(occurrence, error)
             return False
-        before = role, state = self.place
         emit(self.log, "replication.step", cause=event.value, role=role.value, state=state.value)
         occurrence.begin()
+        if before.role is Role.SECONDARY and hangs_up(event):
+            self.answering.hang_up(event)
         self._move(Place(role, todo.during), occurrence)
         try:
             await self._perform(todo, event)
@@ -306,8 +313,6 @@ class Replicator:
         self._move(todo.then, occurrence)
         if todo.then.state in _ALONE and event is not Event.PEER_AGREES:
             self.reach.hang_up()
-        if before.role is Role.SECONDARY and hangs_up(event):
-            self.answering.hang_up(event)
         occurrence.finish()
         return True
 

@@ -7,12 +7,14 @@ from typing import Protocol
 
 import trio
 
+from xencolo.drives import image_drivers
 from xencolo.errors import QmpClosed, QmpError
 from xencolo.plan import Launch, Machine, Phase
 from xencolo.qmp import Event
 from xencolod.argv import launch_in
 from xencolod.config import Config
 from xencolod.log import Logger, emit
+from xencolod.places import first_forbidden
 from xencolod.process import Process, adopt, files, spawn
 from xencolod.qmp import Qmp, open_qmp
 
@@ -141,6 +143,9 @@ class Supervisor:
         if process := adopt(where):
             self._take_over(process)
             await self._tend(process, launch_in(self.domid, process.argv), fresh=False)
+            return
+        if refused := first_forbidden(image_drivers(launch.drives), config.images.directories):
+            self._start_failed(launch, refused)
             return
         try:
             process = spawn(config, launch, where, xen=self._settings.xen)

@@ -1,7 +1,7 @@
 """What the nodes say of whole domains: read in two round trips, however many domains there are."""
 
 import os
-import re
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import NamedTuple
 from xencolo import requests
 from xencolo.device import Device, check_trust
 from xencolo.disk import Role
+from xencolo.drives import under_dev
 from xencolo.errors import NodeError
 from xencolo.paths import (
     QDISK,
@@ -21,7 +22,7 @@ from xencolo.paths import (
     numbers,
     parse_devid,
 )
-from xencolo.plan import Domain
+from xencolo.plan import Domain, uuid_of
 from xencolo.status import COMMAND, RECORD, ROLE, STATE, parse_role
 from xencolod.devices import read_devices
 from xencolod.xenstore import Answer, Reads, absent_as_none, names_in
@@ -144,7 +145,7 @@ def _domain(
         domid=domid,
         exists=values["home"] is not None,
         name=(values["name"] or b"").decode("utf-8", "replace") or f"domain-{domid}",
-        uuid=_uuid(values["vm"]),
+        uuid=uuid_of(values["vm"]),
         role=role,
         role_error=role_error,
         foreign=foreign,
@@ -178,14 +179,6 @@ def _distrusted(
     except NodeError as error:
         return str(error)
     return None
-
-
-_VM = re.compile(rb"/vm/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", re.IGNORECASE)
-
-
-def _uuid(value: bytes | None) -> str | None:
-    match = _VM.fullmatch(value or b"")
-    return match[1].decode() if match else None
 
 
 def _role(
@@ -230,37 +223,69 @@ def _device_model(
     return f"{argv[0].decode('utf-8', 'replace')}, pid {pid}, runs the domain's device model", None
 
 
-class Image(NamedTuple):
-    """An image that a QEMU is about to open; ``made`` if the daemon makes it where it is absent."""
+class Wanted(NamedTuple):
+    """The images of a disk that QEMU is to open.
+
+    :ivar image: must be there already.
+    :ivar buffers: active and hidden disk, which may be made later.
+    """
 
     domid: int
     devid: int
-    path: str
-    made: bool
+    image: str
+    buffers: tuple[str, ...]
 
 
-def missing_images(wanted: Iterable[Image]) -> dict[int, dict[int, str]]:
-    """Return which images can't be opened, and why: domid → devid → reason.
+class Found(NamedTuple):
+    """What the paths of images lead to.
 
-    Looks at the file system: call it in a thread.
+    :ivar missing: domid → devid → why QEMU can't be given the image.
+    :ivar block_devices: the paths of those that are one.
+    """
+
+    missing: Mapping[int, Mapping[int, str]]
+    block_devices: frozenset[str]
+
+
+def look_at(wanted: Iterable[Wanted], *, make: bool) -> Found:
+    """Return what the images are. Looks at the file system: call it in a thread.
+
+    :param make: a buffer that is absent is made later.
     """
     missing: dict[int, dict[int, str]] = {}
-    for image in wanted:
-        if why := _unusable(image):
-            missing.setdefault(image.domid, {}).setdefault(
-                image.devid, f"the image {image.path} {why}"
-            )
-    return missing
+    devices: set[str] = set()
+    for domid, devid, image, buffers in wanted:
+        for path in (image, *buffers):
+            why = _unusable(path, absent_ok=make and path != image)
+            if why and devid not in missing.get(domid, {}):
+                missing.setdefault(domid, {})[devid] = f"the image {path} {why}"
+        devices |= {path for path in (image, *buffers) if _is_block_device(path)}
+    return Found(missing, frozenset(devices))
 
 
-def _unusable(image: Image) -> str | None:
-    path = Path(image.path)
+def _unmakeable(path: Path) -> str | None:
+    folder = path.parent
+    return None if folder.is_dir() else f"can't be made: {folder} is no directory"
+
+
+def _is_block_device(path: str) -> bool:
     try:
-        path.lstat()
+        return stat.S_ISBLK(Path(path).stat().st_mode)
+    except OSError:
+        return False  # what is wrong with it is said elsewhere
+
+
+def _unusable(path: str, *, absent_ok: bool) -> str | None:
+    try:
+        mode = Path(path).stat().st_mode
     except FileNotFoundError:
-        if not image.made:
-            return "does not exist"
-        return None if path.parent.is_dir() else f"can't be made: {path.parent} is no directory"
+        return _unmakeable(Path(path)) if absent_ok else "does not exist"
     except OSError as error:
         return f"can't be read: {error.strerror}"
-    return None if os.access(path, os.R_OK) else "can't be read"
+    if not os.access(path, os.R_OK):
+        return "can't be read"
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        return "is neither a regular file nor a block device"
+    if under_dev(path) and not stat.S_ISBLK(mode):
+        return "is no block device, and in /dev nothing else is an image"
+    return None

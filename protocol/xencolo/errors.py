@@ -15,7 +15,8 @@
     ├── NodeError              a xenstore node, with directory and name
     │   ├── MissingNode
     │   ├── WrongNode
-    │   └── UntrustedNode      another domain could have written it
+    │   ├── UntrustedNode      another domain could have written it
+    │   └── ForbiddenImage     it names an image where the configuration allows none
     ├── DriveError             a disk that QEMU can't be given in this role
     ├── DeviceError            adding or removing a device
     ├── DomainError            a domain that isn't there, or is already
@@ -127,7 +128,7 @@ class NodeError(XencoloError):
 
     :ivar directory: the xenstore directory of the device.
     :ivar node: the node's name in it.
-    :ivar kind: ``missing``, ``wrong`` or ``untrusted``, for the log.
+    :ivar kind: ``missing``, ``wrong``, ``untrusted`` or ``image``, for the log.
     """
 
     kind = "wrong"
@@ -172,6 +173,15 @@ class UntrustedNode(NodeError):
             f"Untrusted xenstore node {path}: its permissions {permissions} let another domain "
             f"write it; detach the device and attach it again",
         )
+
+
+class ForbiddenImage(NodeError):
+    """A node names an image outside of the directories that the configuration allows."""
+
+    kind = "image"
+
+    def __init__(self, directory: str, node: str, reason: str) -> None:
+        super().__init__(directory, node, f"Forbidden image in {directory}/{node}: {reason}")
 
 
 class DriveError(XencoloError):

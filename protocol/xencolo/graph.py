@@ -36,6 +36,33 @@ def has_disk(arguments: Iterable[str], disk: Disk) -> bool:
     return any(name in argument for argument in arguments for name in names)
 
 
+def image_drivers(arguments: Iterable[str]) -> dict[str, str]:
+    """Return the images in arguments that :func:`render` made: path → ``file`` or ``host_device``.
+
+    The text of 2016 names no driver: it is empty there, and QEMU looks at what the path leads to.
+    """
+    found: dict[str, str] = {}
+    for argument in arguments:
+        if argument.startswith("{"):
+            _collect(json.loads(argument), found)
+            continue
+        for option in argument.replace(",,", "\0").split(","):
+            key, _, value = option.partition("=")
+            if key == "file" or key.endswith(".filename"):
+                found[value.replace("\0", ",")] = ""
+    return found
+
+
+def _collect(node: Any, found: dict[str, str]) -> None:  # noqa: ANN401 - JSON
+    if isinstance(node, list):
+        for item in node:
+            _collect(item, found)
+    if isinstance(node, dict):
+        if "filename" in node:
+            found[node["filename"]] = node["driver"]
+        _collect(list(node.values()), found)
+
+
 def quorum_node(devid: int) -> str:
     """Return the name of a COLO disk's topmost node, the one that the device uses."""
     return f"quorum-{devid}"

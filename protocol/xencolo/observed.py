@@ -100,6 +100,17 @@ def met(session: str | None, welcome: Welcome, *, equal: bool) -> Event:
     return Event.PEER_EQUAL if equal else Event.PEER_READY
 
 
+def still(event: Event, record: Record | None, *, linked: bool) -> Event:
+    """Return what an event means to a primary when its turn has come.
+
+    No welcome outlives its link; and what is refused may have been superseded since.
+    """
+    if event is Event.REFUSED:
+        return forbidden(record)
+    over = event in {Event.PEER_AGREES, Event.PEER_EQUAL, Event.PEER_READY} and not linked
+    return Event.PEER_LOST if over else event
+
+
 def may_agree(place: Place, session: str | None, theirs: str | None) -> bool:
     """Return whether a secondary may go on with the session that its primary names."""
     same = session is not None and session == theirs
@@ -120,7 +131,7 @@ def needs_fencing(place: Place, event: Event) -> bool:
 
 
 def hangs_up(event: Event) -> bool:
-    """Return whether a secondary hangs up after an event.
+    """Return whether a secondary hangs up at an event, before anything is done that may fail.
 
     Its session has ended, or may have, and its primary can't see that before the next write or checkpoint.
     """

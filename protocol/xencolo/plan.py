@@ -3,14 +3,23 @@
 No branch here looks at anything but its arguments, so every decision is a row of a test.
 """
 
+import re
 from collections.abc import Mapping
 from enum import Enum
 from typing import NamedTuple
 
 from xencolo.device import CLOSING, Device
 from xencolo.disk import Role
-from xencolo.drives import DomainDrives, Form, domain_drives, form_of
+from xencolo.drives import DomainDrives, Form, domain_drives, form_of, image_drivers, under_dev
 from xencolo.status import DeviceState, DomainState, DomainStatus
+
+_VM = re.compile(rb"/vm/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", re.IGNORECASE)
+
+
+def uuid_of(vm: bytes | None) -> str | None:
+    """Return the uuid in the value of ``~/vm``, None where it has none."""
+    match = _VM.fullmatch(vm or b"")
+    return match[1].decode() if match else None
 
 
 class Domain(NamedTuple):
@@ -32,6 +41,7 @@ class Domain(NamedTuple):
         secondary's drives.
     :ivar memory: MiB that the toolstack gave it, None where no node says so.
     :ivar published: whether a state of it stands in xenstore, an earlier xencolod's too.
+    :ivar block_devices: those of its images' paths that lead to block devices, by way of links too.
     """
 
     domid: int
@@ -50,6 +60,7 @@ class Domain(NamedTuple):
     promoted: bool = False
     memory: int | None = None
     published: bool = False
+    block_devices: frozenset[str] = frozenset()
 
     @property
     def managed(self) -> bool:
@@ -178,15 +189,26 @@ def drives_of(
     """Return the drives of the domain's role, without disks that leave or whose images can't be opened.
 
     :param running: a QEMU that has just these drives, written in another form, has what it should:
-        then they are returned as it has them.
+        then they are returned as it has them. What it has open stays what it was, whatever its path
+        leads to by now.
     """
     staying = policy.staying(domain)
     disks = [d.disk for devid, d in staying.items() if d.disk and devid not in missing]
+    drivers = image_drivers(running.drives) if running else {}
+
+    def is_block_device(path: str) -> bool:
+        if driver := drivers.get(path):
+            return driver == "host_device"
+        return under_dev(path) or path in domain.block_devices
+
+    def drives(form: Form) -> DomainDrives:
+        return domain_drives(disks, domain.wanted_role, form, is_block_device=is_block_device)
+
     if running and (form := form_of(running.drives)) is not policy.form:
-        as_it_runs = domain_drives(disks, domain.wanted_role, form)
+        as_it_runs = drives(form)
         if as_it_runs.arguments == running.drives:
             return as_it_runs
-    return domain_drives(disks, domain.wanted_role, policy.form)
+    return drives(policy.form)
 
 
 def another_guest(launch: Launch | None, domain: Domain) -> bool:

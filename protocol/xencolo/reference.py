@@ -3,14 +3,15 @@
 from collections.abc import Iterable, Iterator
 
 from xencolo.command import COMMANDS
+from xencolo.diagram import life
 from xencolo.nodes import BACKEND_NODES, FRONTEND_NODE, FRONTEND_NODES, LIBXL_NODES, Need, Node
 from xencolo.status import STATE_MEANINGS, STATUS_NODES, DeviceState, DomainState
 
 _HEAD = """\
 # Nodes of a COLO disk
 
-Made from `nodes.py`, `status.py` and `command.py` in `protocol/xencolo` by `make pages`; a test fails when
-it is stale.
+Made from `nodes.py`, `status.py`, `command.py`, `replication.py` and `diagram.py` in `protocol/xencolo`
+by `make pages`; a test fails when it is stale.
 The notation is that of Xen's `docs/misc/xenstore-paths.pandoc`: `PATH = VALUES [TAGS]`, `~` a domain's
 home `/local/domain/$DOMID`, `[w]` writable by the domain below whose home the path is, `[n]` not readable
 for guests, `[BACKEND]` in the home of a backend's domain. *Mandatory* is what must be there for the disk
@@ -55,6 +56,13 @@ there waits to be taken.
 
 | command | asked of | meaning | state when done |
 | --- | --- | --- | --- |
+"""
+
+_LIFE = """
+## The life of a replicated disk
+
+All COLO disks of a domain live it together. The states are those of a domain, above. An event that a state
+does not expect is logged (`replication.unexpected`), and nothing is done.
 """
 
 
@@ -106,5 +114,5 @@ def page() -> str:
         parts += _entry(node.path, node.values, tags, f"{node.meaning} Written by {node.writer}.")
     parts += ["\n### States of a domain\n", *_states(DomainState)]
     parts += ["\n### States of a disk\n", *_states(DeviceState)]
-    parts += [_COMMANDS, *_commands()]
+    parts += [_COMMANDS, *_commands(), _LIFE, *life()]
     return "".join(parts)

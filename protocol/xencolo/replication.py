@@ -327,24 +327,3 @@ def failover_event(*, in_sync: bool, force: bool) -> Event | None:
     if in_sync:
         return Event.FAILOVER
     return Event.FORCE_FAILOVER if force else None
-
-
-def diagram() -> str:
-    """Return the states and what leads from one to the other, as a Mermaid state diagram."""
-    arrows: dict[tuple[str, str], list[str]] = {}
-    for (role, state, event), after in TABLE.items():
-        if after.then == (role, state) or event is Event.QEMU_GONE:
-            continue
-        ends = _node(Place(role, state)), _node(after.then)
-        arrows.setdefault(ends, []).append(event)
-    lines = [f'    state "{p.role} {p.state}" as {_node(p)}' for p in _places()]
-    lines += [f"    {a} --> {b}: {', '.join(events)}" for (a, b), events in arrows.items()]
-    return "\n".join(["stateDiagram-v2", *lines]) + "\n"
-
-
-def _places() -> list[Place]:
-    return list(dict.fromkeys(Place(role, state) for role, state, _ in TABLE))
-
-
-def _node(place: Place) -> str:
-    return f"{place.role}_{place.state}".replace("-", "_")

@@ -83,7 +83,8 @@ STATE_MEANINGS: Mapping[StrEnum, str] = {
     DomainState.WAITING: "QEMU can't be started yet, for want of a disk, a role or the size of its memory",
     DomainState.LAUNCHING: "QEMU is being started, or will be after a pause",
     DomainState.RUNNING: "QEMU runs with the drives that the nodes describe; with those it has, "
-    "where a disk is in `error`; none of its disks is a COLO disk",
+    "where a disk is in `error`; none of its disks is a COLO disk, or QEMU does not answer and `error` "
+    "says why",
     DomainState.STANDALONE: "a primary without a secondary, as no peer was reached yet or by "
     "`detach`: its disks have one copy",
     DomainState.RESYNCING: "a primary copies its disks to the secondary; the `resync-` nodes say how "

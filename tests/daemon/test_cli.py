@@ -101,6 +101,14 @@ def test_domain_create_leaves_what_a_toolstack_does(xenstored: Server) -> None:
     assert {path: after[path] for path in after.keys() - before.keys() - parents} == made
 
 
+def test_domain_create_takes_the_uuid_that_the_guest_has_elsewhere(xenstored: Server) -> None:
+    identity = "5f1a9d3e-0b0c-4c1d-8e2f-3a4b5c6d7e8f"
+    xencolo(xenstored, "domain", "create", "5", "--uuid", identity.upper())
+    nodes = store(xenstored)
+    assert nodes["/local/domain/5/vm"][0] == f"/vm/{identity}".encode()
+    assert nodes[f"/vm/{identity}/uuid"][0] == identity.encode()
+
+
 def test_domain_destroy_removes_all_that_is_the_domains(colo_guest: Server) -> None:
     xencolo(colo_guest, "domain", "create", "55")
     others = {path: node for path, node in store(colo_guest).items() if "/55" in path}
@@ -258,6 +266,10 @@ REFUSED = {
     ),
     "a domain that exists": (["domain", "create", "5"], "domain 5 already exists"),
     "a name that can't be": (["domain", "create", "6", "--name", "a\x1b[2J"], "name 'a\\x1b[2J'"),
+    "a uuid that can't be": (
+        ["domain", "create", "6", "--uuid", "5f1a\x1b"],
+        "uuid '5f1a\\x1b': 32 hexadecimal digits are needed",
+    ),
     "a disk that is not there": (["disk", "remove", "5", "xvdb"], "has no device 51728"),
     "a vdev that can't be": (["disk", "remove", "5", "hdz"], "hdz"),
     **{

@@ -295,6 +295,7 @@ class Host:
         link: Mapping[str, Any] | None = None,
         replication: Mapping[str, Any] | None = None,
         failover: Mapping[str, Any] | None = None,
+        images: Mapping[str, Any] | None = None,
     ) -> None:
         """Write the configuration: quick, with places of its own, and a link in the plain mode."""
         sections: dict[str, dict[str, Any]] = {
@@ -315,6 +316,7 @@ class Host:
             },
             "replication": {"retry_max": 0.3, **(replication or {})},
             "failover": dict(failover or {}),
+            "images": dict(images or {}),
         }
         lines = []
         for name, keys in sections.items():

@@ -256,6 +256,7 @@ class TestXenstoredEnds:
         host.running(6)
         until(lambda: host.has_open(5, *(disk.image for disk in disks)), "it has both disks")
         pid = host.published(5)
+        until(lambda: host.store.exists("/libxl/5/colo/error"), "its peer is not to be had")
         before = host.store.tree("/libxl/5/colo")
         lose(host, fading)
         mark = host.mark()

@@ -181,7 +181,7 @@ class TestRoleChanges:
         def secondary() -> bool:
             counts.add(len(host.qemus(5)))
             return host.store.read("/libxl/5/colo/role-in-force") == "secondary" and (
-                host.store.read("/libxl/5/colo/state") == "running"
+                host.store.read("/libxl/5/colo/state") == "listening"
             )
 
         host.xencolo("role", "5", "secondary")

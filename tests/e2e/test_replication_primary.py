@@ -350,3 +350,170 @@ def test_checkpoints_at_an_interval(two: list[Member]) -> None:
     times = a.colo("checkpoint-time")
     assert times
     assert abs(int(times) - time.time()) < 10
+
+
+@pytest.mark.walks(
+    *("primary standalone action-failed", "primary failed action-failed", "primary failed refused"),
+    *("primary failed retry", "primary launching action-failed", "primary degraded action-failed"),
+    *("primary launching qemu-error", "primary launching qemu-gone", "primary launching refused"),
+    *("primary failed qemu-gone", "primary degraded bypassed"),
+)
+def test_an_action_fails(two: list[Member]) -> None:
+    a, b = two
+    a.set(replication={"qmp_timeout": 0.5})
+    a.start()
+    a.add(peer=b)
+    a.is_("standalone")
+    with a.stuck_marker():
+        assert "in use" in a.command("detach")
+        a.walks("primary standalone action-failed")
+        a.walks("primary launching action-failed")
+        a.is_("failed")
+        a.says("in use")
+        a.store.write(f"/libxl/{DOMID}/type", "pv")
+        a.walks("primary failed action-failed")
+        a.walks("primary failed refused")
+    mark = a.mark()
+    end(a.qemu(DOMID))
+    a.walks("primary failed qemu-gone", since=mark)
+    a.walks("primary launching refused", since=mark)
+    a.store.write(f"/libxl/{DOMID}/type", "hvm")
+    a.is_("standalone")
+
+    state = f"{a.disks[0].backend}/state"
+    with frozen(a.qemu(DOMID)):
+        a.order("detach")
+        a.store.write(state, "4")
+        a.walks("primary launching qemu-error")
+        a.is_("failed")
+        a.says("QEMU did not answer")
+        mark = a.mark()
+        a.event("replication.state", since=mark, state="launching")
+        end(a.qemu(DOMID))
+        a.walks("primary launching qemu-gone", since=mark)
+    a.is_("degraded")
+    a.says("bypassed")
+    with a.stuck_marker():
+        mark = a.mark()
+        a.command("detach")
+        a.walks("primary degraded action-failed", since=mark)
+    a.store.write(state, "2")
+    a.is_("standalone")
+
+
+@pytest.mark.walks(
+    *("primary standalone peer-lost", "primary standalone peer-silent"),
+    *("primary launching peer-lost", "primary launching peer-silent"),
+    "primary degraded bypassed",
+)
+def test_the_peer_is_lost_while_the_own_qemu_hangs(two: list[Member]) -> None:
+    a, b = two
+    a.set(link=QUICK_LINK, replication={"qmp_timeout": 3, "poll": 60})
+    replicating(a, b)
+
+    def again() -> None:
+        a.command("resync")
+        for member in two:
+            member.is_("replicating")
+
+    mark = a.mark()
+    with frozen(a.qemu(DOMID)):
+        a.order("detach")
+        a.event("command.taken", since=mark, command="detach")
+        b.kill()
+        a.event("replication.peer_lost", since=mark)
+    a.walks("primary standalone peer-lost", since=mark)
+    b.start()
+    again()
+
+    mark = a.mark()
+    with frozen(a.qemu(DOMID)), frozen(b.pid):
+        a.order("detach")
+        a.event("replication.peer_lost", since=mark)
+    a.walks("primary standalone peer-silent", since=mark)
+    again()
+
+    mark, pid = a.mark(), a.qemu(DOMID)
+    with frozen(pid):
+        a.order("checkpoint")
+        a.event("command.taken", since=mark, command="checkpoint")
+        b.kill()
+        a.event("replication.peer_lost", since=mark)
+        end(pid)
+    a.walks("primary launching peer-lost", since=mark)
+    b.start()
+    for member in two:
+        member.is_("replicating")
+
+    mark, pid = a.mark(), a.qemu(DOMID)
+    with frozen(pid), frozen(b.pid):
+        a.order("checkpoint")
+        a.event("replication.peer_lost", since=mark)
+        end(pid)
+    a.walks("primary launching peer-silent", since=mark)
+    for member in two:
+        member.is_("replicating")
+
+    state = f"{a.disks[0].backend}/state"
+    mark = a.mark()
+    with frozen(a.qemu(DOMID)):
+        a.order("checkpoint")
+        a.event("command.taken", since=mark, command="checkpoint")
+        for value in ("4", "2", "4"):
+            looked = len(a.events("reconcile.done"))
+            a.store.write(state, value)
+            until(lambda: len(a.events("reconcile.done")) > looked, "a look")  # noqa: B023
+    a.walks("primary degraded bypassed", since=mark)
+    a.store.write(state, "2")
+    for member in two:
+        member.is_("replicating")
+
+
+@pytest.mark.walks("primary failed peer-lost", "primary failed peer-silent")
+def test_the_peer_is_lost_while_the_own_qemu_fails(two: list[Member]) -> None:
+    a, b = two
+    a.set(link=QUICK_LINK, replication={"qmp_timeout": 1, "poll": 60})
+    replicating(a, b)
+    for row in ("primary failed peer-lost", "primary failed peer-silent"):
+        mark = a.mark()
+        with frozen(a.qemu(DOMID)), frozen(b.pid):
+            a.order("detach")
+            if row.endswith("lost"):
+                a.event("command.taken", since=mark, command="detach")
+                b.kill()
+            a.walks(row, since=mark)
+        if row.endswith("lost"):
+            b.start()
+        a.is_("standalone")
+        a.command("resync")
+        for member in two:
+            member.is_("replicating")
+
+
+@pytest.mark.walks(
+    *("primary degraded peer-silent", "secondary replicating bypassed"),
+    "secondary replicating failover",
+)
+def test_a_secondary_stays_away(two: list[Member]) -> None:
+    a, b = two
+    a.set(replication={"grace": 0.3})
+    replicating(a, b)
+    state = f"{b.disks[0].backend}/state"
+    b.store.write(state, "4")
+    b.walks("secondary replicating bypassed")
+    b.is_("degraded")
+    b.says("bypassed")
+    b.store.write(state, "2")
+    for member in two:
+        member.is_("replicating")
+
+    b.kill()
+    a.walks("primary replicating peer-lost")
+    a.walks("primary degraded peer-silent")
+    until(lambda: clean(a), "nothing of the secondary is left")
+    b.start()
+    for member in two:
+        member.is_("replicating")
+    assert b.command("failover") == "failover done generation 2"
+    a.is_("failed")
+    until(lambda: a.guest("query-status")["status"] != "running", "the guest stands")

@@ -78,7 +78,13 @@ def restore(domid: int, stream: str) -> None:
 )
 @DOMID
 @click.option("--name", help="The guest's name; domain-DOMID by default.")
-def create(domid: int, name: str | None) -> None:
+@click.option(
+    "--uuid",
+    "identity",
+    help="The guest's uuid, the same on all hosts that its disks are replicated between; a new one "
+    "by default.",
+)
+def create(domid: int, name: str | None, identity: str | None) -> None:
     """Write the nodes of a new HVM domain, where no Xen is.
 
     On a Xen dom0 this is refused: domains are made there with xl create.
@@ -87,7 +93,7 @@ def create(domid: int, name: str | None) -> None:
     from xencolod.config import on_xen
 
     chosen = f"domain-{domid}" if name is None else name
-    run(lambda client: domains.create(client, domid, chosen, xen=on_xen()))
+    run(lambda client: domains.create(client, domid, chosen, xen=on_xen(), identity=identity))
     click.echo(f"domain {domid} created: {chosen}")
 
 

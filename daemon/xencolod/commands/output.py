@@ -134,20 +134,24 @@ def percent(resync: "Resync") -> int:
     return min(resync.done, resync.total) * 100 // resync.total if resync.total else 0
 
 
+def resync_words(resync: "Resync") -> str:
+    """Return the progress of a resync in words."""
+    left = "" if resync.left is None else f", {duration(resync.left)} left"
+    return (
+        f"{percent(resync)} %, {_size(resync.done)} of {_size(resync.total)}, "
+        f"{_size(resync.rate)}/s{left}"
+    )
+
+
 def resync_bar(label: str, resync: "Resync") -> "Table":
     """Return the progress of a resync for a terminal."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
-    left = "" if resync.left is None else f", {duration(resync.left)} left"
-    said = (
-        f"{percent(resync)} %, {_size(resync.done)} of {_size(resync.total)}, "
-        f"{_size(resync.rate)}/s{left}"
-    )
     grid = Table.grid(padding=(0, 1))
     bar = ProgressBar(total=max(resync.total, 1), completed=resync.done, width=40)
-    grid.add_row(Text(printable(label)), bar, Text(said))
+    grid.add_row(Text(printable(label)), bar, Text(resync_words(resync)))
     return grid
 
 
@@ -167,6 +171,7 @@ __all__ = [
     "print_table",
     "printable",
     "resync_bar",
+    "resync_words",
     "rich_table",
     "warn",
 ]

@@ -3,6 +3,7 @@
 # ruff: noqa: PLC0415 - slow modules are imported where they are needed: --help answers at once
 
 import sys
+from pathlib import Path
 
 import click
 
@@ -39,9 +40,12 @@ def drives(domid: int, role: str | None, form: str, as_json: bool) -> None:
     the exit status is 1.
     """
     from xencolo.disk import Role
-    from xencolo.drives import Form, domain_drives
+    from xencolo.drives import Form, domain_drives, under_dev
     from xencolo.paths import QDISK
     from xencolod import domains
+
+    def is_block_device(path: str) -> bool:
+        return under_dev(path) or Path(path).is_block_device()
 
     (found,) = run(lambda client: domains.survey(client, domid))
     chosen = Role(role) if role else found.role
@@ -49,7 +53,8 @@ def drives(domid: int, role: str | None, form: str, as_json: bool) -> None:
         raise DomainError(found.role_error)
     here = (domains.TOOLSTACK_DOMID, QDISK)
     ours = [d for d in found.devices if (d.paths.backend_domid, d.paths.kind) == here]
-    result = domain_drives([d.disk for d in ours if d.disk], chosen, Form(form))
+    disks = [d.disk for d in ours if d.disk]
+    result = domain_drives(disks, chosen, Form(form), is_block_device=is_block_device)
     if as_json:
         print_json(result.arguments)
     else:
@@ -109,15 +114,26 @@ def completion(shell: str) -> None:
 
 
 @click.command(epilog=examples("xencolo demo"))
+@click.option(
+    "--store",
+    "stores",
+    multiple=True,
+    type=click.Path(),
+    envvar="XENSTORED_PATHS",
+    metavar="SOCKET",
+    help="Socket of a running xenstored, once for each of the three hosts; by default each has an "
+    "in-memory store. $XENSTORED_PATHS has all of them, with colons between.",
+)
 @click.pass_obj
-def demo(settings: Settings) -> None:
-    """Play the main job, with an error and its mending.
+def demo(settings: Settings, stores: tuple[str, ...]) -> None:
+    """Play the life of a replicated disk on three hosts.
 
-    There are a primary, a secondary and a plain domain.
-
-    Runs an xencolod and QEMUs of its own in a temporary folder, on a store of its own unless
-    --xenstore says which. Exits 0 only if all was as it should be.
+    All of them are on this machine: an xencolod each, on 127.0.0.1, .2 and .3, and real QEMUs, in a
+    temporary folder. A disk is replicated, its host dies, the other one takes over and is proven to
+    hold the last checkpoint; then once more with the third. Exits 0 only if every read matched.
     """
     from xencolod import demo as story
 
-    story.run(settings.xenstore)
+    if settings.xenstore or len(stores) not in {0, story.HOSTS}:
+        raise click.UsageError(f"each of the {story.HOSTS} hosts has a store of its own: --store")
+    story.run(stores)

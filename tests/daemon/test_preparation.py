@@ -1,0 +1,69 @@
+"""What a domain's record adds to its nodes."""
+
+import msgspec
+
+from xencolo.device import Device
+from xencolo.disk import Backend, Disk, Format, Role
+from xencolo.drives import Form, domain_drives
+from xencolo.paths import DevicePaths
+from xencolo.plan import Domain, Launch, Machine, Phase, Policy, plan
+from xencolo.record import Record, chain_of
+from xencolod.preparation import NO_PRIMARY, as_recorded
+
+UUID = "6b0e5f0a-0000-4000-8000-000000000001"
+DISK = Disk(
+    vdev="xvda",
+    pdev_path="/srv/a.img",
+    backend=Backend.QDISK,
+    format=Format.RAW,
+    colo_enable=True,
+    colo_host="192.0.2.7",
+    colo_port=9000,
+    colo_export="disk-a",
+    active_disk="/srv/a-active.qcow2",
+    hidden_disk="/srv/a-hidden.qcow2",
+)
+DEVICES = {DISK.devid: Device(DevicePaths(5, DISK.devid), DISK, True)}
+PRIMARY = Domain(5, True, "web", UUID, Role.PRIMARY, None, None, None, DEVICES)
+SECONDARY = PRIMARY._replace(role=Role.SECONDARY)
+
+STARTED = Record(uuid=UUID, name="web", role=Role.SECONDARY, generation=1)
+FAILING_OVER = msgspec.structs.replace(STARTED, generation=2, unfinished=(chain_of(DISK),))
+PROMOTED = msgspec.structs.replace(FAILING_OVER, role=Role.PRIMARY, promoted=True, unfinished=())
+
+DRIVES = domain_drives([DISK], Role.SECONDARY, Form.BLOCKDEV).arguments
+LAUNCH = Launch(5, "web", UUID, 64, Role.SECONDARY, DRIVES)
+RUNS = Machine(Phase.RUNNING, LAUNCH, 4711)
+
+
+def test_the_qemu_of_a_failover_is_never_replaced_for_its_new_role() -> None:
+    # The role node is written before the record is: the domain may be looked at in between.
+    policy = Policy(restart=True, memory=64)
+    assert plan(PRIMARY, RUNS, policy, {}).launch != LAUNCH
+    for view in (SECONDARY, PRIMARY):
+        for record in (FAILING_OVER, PROMOTED):
+            known = as_recorded(view, record, LAUNCH)
+            assert plan(known, RUNS, policy, {}).launch == LAUNCH
+
+
+def test_a_secondarys_qemu_is_not_replaced_before_its_record_is_read() -> None:
+    policy = Policy(restart=True, memory=64)
+    assert plan(as_recorded(PRIMARY, None, LAUNCH), RUNS, policy, {}).launch == LAUNCH
+    other = LAUNCH._replace(role=Role.PRIMARY)
+    for running in (None, other):
+        assert as_recorded(PRIMARY, None, running) == PRIMARY
+
+
+def test_only_a_failover_makes_a_secondary_a_primary() -> None:
+    assert as_recorded(SECONDARY, STARTED, LAUNCH) == SECONDARY
+    assert as_recorded(PRIMARY, STARTED, LAUNCH) == PRIMARY._replace(
+        role=None, role_error=NO_PRIMARY
+    )
+    wrong = PRIMARY._replace(role=None, role_error="no role")
+    assert as_recorded(wrong, STARTED, LAUNCH) == wrong
+
+
+def test_a_record_of_another_domain_says_nothing() -> None:
+    other = msgspec.structs.replace(PROMOTED, uuid=UUID.replace("1", "2"))
+    assert as_recorded(PRIMARY, other, LAUNCH) == PRIMARY
+    assert as_recorded(PRIMARY._replace(uuid=None), STARTED, LAUNCH) == PRIMARY._replace(uuid=None)
