@@ -83,6 +83,8 @@ def found(record: Record, seen: Attachment | Service, *, refused: bool) -> Event
         return Event.UNFINISHED
     if refused or is_superseded(record):
         return forbidden(record)
+    if seen is Attachment.ATTACHED and record.detached:
+        return Event.PARTIAL  # the command to detach was broken off
     if seen is Attachment.CLEAN and record.promoted and not record.peer:
         return Event.TAKEN_OVER
     return _FOUND[seen]
@@ -143,6 +145,6 @@ _SUSPENDED = Place(Role.SECONDARY, State.DEGRADED)
 # A secondary that was found in a session does not know whether its primary lives.
 _MISSED = {Event.PEER_LOST, Event.PEER_SILENT, Event.IN_SESSION}
 _BY_ITSELF = {
-    *(Event.QEMU_GONE, Event.QEMU_ERROR, Event.REFUSED),
+    *(Event.QEMU_GONE, Event.QEMU_ERROR, Event.REFUSED, Event.BYPASSED),
     *(Event.FAILOVER, Event.FORCE_FAILOVER, Event.FENCED),
 }
