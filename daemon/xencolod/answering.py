@@ -112,7 +112,11 @@ class Answering:
         if kind == "state":
             owner.superseded(hello.generation)
         why = kind and _REJECTIONS[kind].format(record.generation, owner.domid)
-        return refusal(kind, why, record.generation) if kind and why else None
+        if kind and why:
+            return refusal(kind, why, record.generation)
+        if not owner.accepted:
+            return refusal("busy", f"it may not replicate here: {owner.error or owner.refusal}")
+        return None
 
     async def _mismatch(self, hello: link.Hello) -> Refusal | None:
         theirs = {disk.export: disk for disk in hello.disks}

@@ -414,6 +414,8 @@ class Host:
             if kind == "state":
                 self.superseded(caller.record.generation)
             raise Refused(kind, self.record.generation)
+        if daemon.refused or self.bypassed:
+            raise Refused("busy", None)
         if daemon.peer and daemon.peer is not caller and daemon.peer.daemon:
             daemon.peer.daemon.link = None
             daemon.peer.daemon.push(Event.PEER_LOST)

@@ -24,6 +24,7 @@ from xencolo.observed import (
     met,
     needs_fencing,
     rejection,
+    still,
 )
 from xencolo.record import Chain, Record
 from xencolo.reference import page
@@ -338,6 +339,24 @@ def test_met(
 )
 def test_rejection(fields: dict[str, Any], generation: int, kind: str | None) -> None:
     assert rejection(_record(**fields), generation) == kind
+
+
+@pytest.mark.parametrize(
+    ("event", "fields", "linked", "means"),
+    [
+        (Event.PEER_AGREES, {}, True, Event.PEER_AGREES),
+        (Event.PEER_AGREES, {}, False, Event.PEER_LOST),
+        (Event.PEER_READY, {}, False, Event.PEER_LOST),
+        (Event.PEER_EQUAL, {}, False, Event.PEER_LOST),
+        (Event.CHECKPOINT, {}, False, Event.CHECKPOINT),
+        (Event.REFUSED, {}, False, Event.REFUSED),
+        (Event.REFUSED, {"superseded_by": 3}, True, Event.SUPERSEDED),
+    ],
+)
+def test_what_an_event_still_means_when_its_turn_has_come(
+    event: Event, fields: dict[str, Any], linked: bool, means: Event
+) -> None:
+    assert still(event, _record(**fields), linked=linked) is means
 
 
 def test_what_is_for_certain_places_only() -> None:
