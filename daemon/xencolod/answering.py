@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from xencolo import link
 from xencolo.disk import Role
-from xencolo.errors import UnexpectedEvent, XencoloError
+from xencolo.errors import QmpClosed, UnexpectedEvent, XencoloError
 from xencolo.link import Refusal, refusal
 from xencolo.observed import is_prepared, may_agree, rejection
 from xencolo.replication import Event
@@ -142,8 +142,15 @@ class Answering:
         """Go on with the session that both sides are in, if QEMU has no complaint."""
         performer = self._performer
         may = may_agree(self._owner.place, performer.session, hello.session)
-        if may and self._owner.accepted and not await performer.either.fault():
+        if may and self._owner.accepted and await self._is_sound():
             await self._owner.push(Event.PEER_AGREES).outcome()
+
+    async def _is_sound(self) -> bool:
+        """Whether QEMU has no complaint; one that hangs has, and a new session will replace it."""
+        try:
+            return not await self._performer.either.fault()
+        except QmpClosed:
+            return False
 
     async def _prepare(self, request: link.Prepare) -> link.Reply:
         owner, performer = self._owner, self._performer

@@ -85,9 +85,12 @@ for _command in (
     type=click.Choice(["json", "console"]),
     help="How the log is written; by default console on a terminal, else json.",
 )
+@click.option("--debug", is_flag=True, help="Write the events of level debug too.")
 @click.version_option(package_name="xencolo")
-def daemon_main(config: Path | None, xenstore: str | None, log_format: str | None) -> None:
+def daemon_main(
+    config: Path | None, xenstore: str | None, log_format: str | None, *, debug: bool
+) -> None:
     """Keep one QEMU per domain running with the drives that its COLO role asks for."""
     from xencolod import app  # noqa: PLC0415 - --help answers at once
 
-    sys.exit(app.run(config, xenstore, log_format))
+    sys.exit(app.run(config, xenstore, log_format, debug=debug))

@@ -131,7 +131,8 @@ class Replication(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     ] = True
     assume_equal: Annotated[
         bool,
-        "Never copy the disks at the start: whoever sets this knows that both hosts' are the same.",
+        "Do not copy the disks before a domain replicates for the first time: whoever sets this knows "
+        "that both hosts' are the same.",
     ] = False
     resync_speed: Annotated[
         Annotated[int, Meta(ge=0, le=1 << 20)],

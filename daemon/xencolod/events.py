@@ -109,6 +109,12 @@ _EVENTS = (
         "The state of a domain's replication changed; `cause` is the event of the table.",
     ),
     Event(
+        "replication.step",
+        "debug",
+        ("cause", "role", "state"),
+        "A row of the replication's table is being walked: the event `cause` in this role and state.",
+    ),
+    Event(
         "replication.unexpected",
         "error",
         ("cause", "state", "role", "error"),

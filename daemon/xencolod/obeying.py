@@ -160,8 +160,8 @@ async def _resync(owner: "Replicator", command: Command) -> str:
     performer = owner.performer
     if owner.place.state in {_S.REPLICATING, _S.RESYNCING}:
         raise CommandError(f"it is {owner.place.state} already; to begin anew, detach first")
-    if refusal := owner.refusal:
-        raise CommandError(refusal)
+    if obstacle := owner.obstacle:
+        raise CommandError(obstacle)
     await performer.save(peer=command.to or performer.known.peer, detached=False)
     if owner.reach.address is None:
         raise CommandError("no node names the other host of a promoted domain: say to=HOST")

@@ -4,6 +4,7 @@
 is :mod:`xencolo.replication`'s.
 """
 
+import errno
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -216,19 +217,24 @@ class Performer:
 
     @property
     def assumes_equal(self) -> bool:
-        """Whether somebody said, for this time or for all, that the disks of both hosts are equal."""
-        return self.assume_equal or self.host.settings.config.replication.assume_equal
+        """Whether somebody said, for this time or for the first, that both hosts' disks are equal."""
+        configured = self.host.settings.config.replication.assume_equal
+        return self.assume_equal or (configured and not self.known.diverged)
 
     @property
     def superseded(self) -> str | None:
         """Why this host may not be the primary, None where it may."""
         record = self.record
-        if record is None or not is_superseded(record):
+        if record is None or record.superseded_by is None or not is_superseded(record):
             return None
+        return self.superseded_by(record.superseded_by)
+
+    def superseded_by(self, generation: int) -> str:
+        """Return what is said when the other host is the primary of a later generation."""
         return (
-            f"another host is the primary of generation {record.superseded_by}, this one's is "
-            f"{record.generation}: make it a secondary (xencolo role {self.domid} secondary), and let "
-            f"the other one resync to it"
+            f"another host is the primary of generation {generation}, this one's is "
+            f"{self.known.generation}: make it a secondary (xencolo role {self.domid} secondary), and "
+            f"let the other one resync to it"
         )
 
     @property
@@ -283,7 +289,7 @@ class Performer:
         await self.either.pause()
 
     async def _resume(self) -> None:
-        if self.qmp is None:
+        if self.qmp is None or self.superseded:  # then it stays paused, whatever else happens
             return
         await self.either.resume()
         if self.times.paused is not None:
@@ -344,6 +350,7 @@ class Performer:
 
     async def _attach(self) -> None:
         self.assume_equal = False  # from here on they may differ
+        await self.save(diverged=True)
         await self.primary.attach()
 
     async def _checkpoint_peer(self) -> None:
@@ -367,7 +374,10 @@ class Performer:
     async def _serve(self) -> None:
         disk = self.disks[0]
         blocks = self._blocks(SecondaryBlocks, self.host.credentials())
-        await blocks.serve(disk.colo_host or "", disk.colo_port)
+        host = disk.colo_host or ""
+        # The colo-host of a primary of before is the other host's address still.
+        where = host if await is_own(host) else self.host.settings.config.link.listen
+        await blocks.serve(where, disk.colo_port)
 
     async def _unserve(self) -> None:
         await self.secondary.unserve()
@@ -427,9 +437,29 @@ class Performer:
         # Then the node: a role node that says secondary later is the operator's word.
         await self.host.set_role(self.domid, Role.PRIMARY)
         await self.save(
-            role=Role.PRIMARY, promoted=True, in_sync=False, unfinished=(), superseded_by=None
+            role=Role.PRIMARY,
+            promoted=True,
+            in_sync=False,
+            unfinished=(),
+            superseded_by=None,
+            diverged=True,
         )
         self.session = None
+
+
+async def is_own(host: str) -> bool:
+    """Tell whether this machine can listen on an address; one that can't be looked up counts as its own."""
+    try:
+        found = await trio.socket.getaddrinfo(host, 0, type=trio.socket.SOCK_STREAM)
+    except OSError:
+        return True  # QEMU will say so
+    family, kind, protocol, _, address = found[0]
+    with trio.socket.socket(family, kind, protocol) as probe:
+        try:
+            await probe.bind(address)
+        except OSError as error:
+            return error.errno != errno.EADDRNOTAVAIL
+    return True
 
 
 def complaint(disks: Sequence[Disk]) -> str | None:

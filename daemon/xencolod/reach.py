@@ -7,7 +7,7 @@ import trio
 
 from xencolo.command import parse_peer
 from xencolo.disk import Role
-from xencolo.errors import LinkClosed, LinkError, LinkRefused, LinkSilent, XencoloError
+from xencolo.errors import LinkClosed, LinkRefused, LinkSilent, XencoloError
 from xencolo.link import Hello, Welcome
 from xencolo.observed import met
 from xencolo.replication import Event, Place
@@ -106,13 +106,12 @@ class Reach:
         while True:
             while not self._open():
                 await self._wait_poked()
-            began = trio.current_time()
+            began, self._hurried = trio.current_time(), trio.Event()
             with trio.CancelScope() as self._scope:
                 await self._attempt()
             if trio.current_time() - began > pause:
                 pause = _RETRY_MIN
             self._give_up_in_time()
-            self._hurried = trio.Event()
             with trio.move_on_after(pause):
                 await self._hurried.wait()
                 pause = _RETRY_MIN
@@ -140,12 +139,10 @@ class Reach:
                 raise await link.wait_closed()
         except LinkRefused as refusal:
             self._refused(refusal)
-        except (LinkClosed, LinkSilent) as error:
+        except XencoloError as error:
             self._say(error)
             if welcomed:
                 self._lost(error)
-        except XencoloError as error:
-            self._say(error)
         finally:
             self._performer.link = None
 
@@ -176,7 +173,7 @@ class Reach:
         if refusal.kind == "generation" and refusal.generation is not None:
             self._owner.superseded(refusal.generation)
 
-    def _lost(self, error: LinkError) -> None:
+    def _lost(self, error: XencoloError) -> None:
         emit(self._log, "replication.peer_lost", peer=self.peer, error=str(error))
         self._lost_at = trio.current_time()
         silent = isinstance(error, LinkSilent)

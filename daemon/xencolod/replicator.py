@@ -5,7 +5,7 @@ outlives it from the domain's record (:mod:`xencolod.watching`).
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import trio
@@ -31,7 +31,10 @@ _S = DomainState
 _ALONE = {_S.STANDALONE, _S.DEGRADED, _S.PROMOTED, _S.LAUNCHING, _S.FAILED}
 #: Where a primary writes, or is about to write, to a secondary, and where that says so.
 _CAN_BE_BYPASSED = {
-    *(Place(Role.PRIMARY, state) for state in (_S.STANDALONE, _S.RESYNCING, _S.REPLICATING)),
+    *(
+        Place(Role.PRIMARY, state)
+        for state in (_S.STANDALONE, _S.PROMOTED, _S.RESYNCING, _S.REPLICATING)
+    ),
     Place(Role.SECONDARY, _S.REPLICATING),
 }
 #: What the reconciler says of a domain whose replication has more to say.
@@ -109,6 +112,8 @@ class Replicator:
         self.answering = Answering(self)
         self._host = host
         self._on_change = on_change
+        self._renew = renew
+        self._demoted = False
         self._queue: deque[Occurrence] = deque()
         self._queued = trio.Event()
         self._fence = trio.CancelScope()
@@ -129,6 +134,7 @@ class Replicator:
                 )  # what forbids to replicate may ask something of this QEMU too
             self.performer.qmp = seen.qmp if self.performer.disks else None
         self._accept(seen, before)
+        self._demote(seen)
         self.poke()
 
     @property
@@ -143,7 +149,14 @@ class Replicator:
     @property
     def accepted(self) -> bool:
         """Whether nothing forbids to replicate now."""
-        return self.refusal is None and not (self.seen and self.seen.bypassed)
+        return self.obstacle is None
+
+    @property
+    def obstacle(self) -> str | None:
+        """What forbids to replicate now."""
+        if self.refusal is None and self.seen and self.seen.bypassed:
+            return _bypassed(self.seen.bypassed)
+        return self.refusal
 
     def _accept(self, seen: Seen, before: Seen | None) -> None:
         """Compare what forbids to replicate now with what did before."""
@@ -158,7 +171,23 @@ class Replicator:
         if seen.bypassed and (before is None or before.bypassed != seen.bypassed):
             emit(self.log, "replication.bypassed", vdevs=list(seen.bypassed))
         if seen.bypassed and self.place in _CAN_BE_BYPASSED:
-            self.push(Event.BYPASSED, f"bypassed by the guest: {', '.join(seen.bypassed)}")
+            self.push(Event.BYPASSED, _bypassed(seen.bypassed))
+
+    def _demote(self, seen: Seen) -> None:
+        """Replace the QEMU of a promoted domain that the operator makes a secondary again.
+
+        It has a secondary's drives already, but its replication is spent. What the nodes say is believed when
+        it is read a second time: at first it may have been read before the promotion wrote the role.
+        """
+        record, qemu = self.performer.record, seen.launch
+        wanted = seen.view.role is Role.SECONDARY and record is not None and record.promoted
+        may = self._host.settings.config.qemu.restart
+        demoted = bool(may and wanted and seen.qmp and qemu and qemu.role is Role.SECONDARY)
+        if demoted and self._demoted:
+            self._renew()
+        elif demoted:
+            self.changed()
+        self._demoted = demoted
 
     def permit(self, launch: Launch) -> bool:
         """Return whether this QEMU may be started now; if not, what it needs is prepared first."""
@@ -196,7 +225,8 @@ class Replicator:
             return status
         if status.state is _S.RUNNING and status.error and self.seen and not self.seen.qmp:
             return status  # QEMU can't be asked where it is in its life
-        error = self.error or (self.reach.error if self.place.role is Role.PRIMARY else None)
+        unreached = self.reach.error if self.place.role is Role.PRIMARY else None
+        error = self.error or self.obstacle or unreached
         state = self.place.state
         if state in {_S.REPLICATING, _S.RESYNCING}:
             error = status.error
@@ -217,6 +247,11 @@ class Replicator:
         self._queued.set()
         return occurrence
 
+    @property
+    def queued(self) -> bool:
+        """Whether an event waits to be dealt with."""
+        return bool(self._queue)
+
     def superseded(self, generation: int) -> None:
         """Tell that the other host is the primary of a later generation."""
         own = self.performer.record
@@ -229,7 +264,7 @@ class Replicator:
                 other=generation,
                 peer=self.reach.peer,
             )
-            self.push(Event.SUPERSEDED)
+            self.push(Event.SUPERSEDED, self.performer.superseded_by(generation))
 
     async def run(self) -> None:
         """Live until cancelled; the QEMU stays as it is then, and is found so again."""
@@ -254,8 +289,8 @@ class Replicator:
 
     async def _take(self, occurrence: Occurrence) -> bool:
         """Do what the table says; return whether it says anything and was done."""
-        before = self.place
-        if before.role is Role.PRIMARY:
+        before = role, state = self.place
+        if role is Role.PRIMARY:
             linked = self.performer.link is not None
             occurrence.event = still(occurrence.event, self.performer.record, linked=linked)
         event = occurrence.event
@@ -264,10 +299,11 @@ class Replicator:
         except UnexpectedEvent as error:
             self._say_unexpected(occurrence, error)
             return False
+        emit(self.log, "replication.step", cause=event.value, role=role.value, state=state.value)
         occurrence.begin()
         if before.role is Role.SECONDARY and hangs_up(event):
             self.answering.hang_up(event)
-        self._move(Place(self.place.role, todo.during), occurrence)
+        self._move(Place(role, todo.during), occurrence)
         try:
             await self._perform(todo, event)
         except XencoloError as error:
@@ -374,3 +410,7 @@ class Replicator:
         with scope:
             if await fence(self):
                 self.push(Event.FENCED)
+
+
+def _bypassed(vdevs: Sequence[str]) -> str:
+    return f"bypassed by the guest's PV driver: {', '.join(vdevs)}"

@@ -62,6 +62,8 @@ class Watching:
             if activity:
                 await activity()
         except XencoloError as error:
+            if self._owner.queued:
+                return  # it tells why, and what is still so after it is seen again
             if self._performer.lost_qemu:
                 self._owner.qemu_lost()
             else:
@@ -116,6 +118,7 @@ class Watching:
         view = owner.seen and owner.seen.view
         if view is None:
             return
+        owner.place = Place(launch.role, _S.LAUNCHING)
         await load_record(performer, view, launch.role)
         if performer.known.unfinished:
             await finish_failover(performer, owner.log)
@@ -172,29 +175,33 @@ class Watching:
             emit(self._owner.log, "resync.progress", done=done, total=total, rate=rate, left=left)
 
     async def _keep_primary(self) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._keep_status)
-            nursery.start_soon(self._keep_checkpoints)
+        """Keep an eye on the status, and take a checkpoint at each interval.
 
-    async def _keep_status(self) -> None:
-        """Look at QEMU's replication status, at times and when QEMU says that something broke."""
-        self._failures = 0
-        while True:
-            if error := await self._performer.either.fault():
-                self._owner.push(Event.QEMU_ERROR, f"QEMU's replication reports: {error}")
-                return
-            await self._wait_alarm(self._performer.host.settings.config.replication.poll)
-
-    async def _keep_checkpoints(self) -> None:
-        """Take a checkpoint at each interval; one that comes late does not bring the next one forward."""
+        One that comes late does not bring the next one forward.
+        """
         interval = self._performer.host.settings.config.replication.checkpoint_interval
         if not interval:
+            await self._keep_status()
             return
         if self._checkpoint_at is None or self._checkpoint_at < trio.current_time() - interval:
             self._checkpoint_at = trio.current_time() + interval
-        await trio.sleep_until(self._checkpoint_at)
-        self._checkpoint_at += interval
-        self._owner.push(Event.CHECKPOINT)
+        await self._keep_status(until=self._checkpoint_at)
+        if not self._owner.queued:
+            self._checkpoint_at += interval
+            self._owner.push(Event.CHECKPOINT)
+
+    async def _keep_status(self, until: float = float("inf")) -> None:
+        """Look at QEMU's replication status, at times and when QEMU says that something broke.
+
+        :param until: on trio's clock.
+        """
+        self._failures = 0
+        poll = self._performer.host.settings.config.replication.poll
+        while (now := trio.current_time()) < until:
+            if error := await self._performer.either.fault():
+                self._owner.push(Event.QEMU_ERROR, f"QEMU's replication reports: {error}")
+                return
+            await self._wait_alarm(min(poll, until - now))
 
     async def _retry(self) -> None:
         """Try again what failed, with growing pauses; what is refused waits for the nodes to change."""

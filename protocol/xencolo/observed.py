@@ -83,6 +83,8 @@ def found(record: Record, seen: Attachment | Service, *, refused: bool) -> Event
         return Event.UNFINISHED
     if refused or is_superseded(record):
         return forbidden(record)
+    if seen is Attachment.ATTACHED and record.detached:
+        return Event.PARTIAL  # the command to detach was broken off
     if seen is Attachment.CLEAN and record.promoted and not record.peer:
         return Event.TAKEN_OVER
     return _FOUND[seen]

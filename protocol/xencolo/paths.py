@@ -156,9 +156,9 @@ def hint(path: str) -> Hint | None:
             inside = rest[1:] if rest and rest[0] in KINDS else ([] if not rest else None)
         case ["libxl", domid, "device", "vbd", *rest]:
             inside = [domid, *rest]
-        case ["libxl", domid, "colo", "role" | "command"]:
+        case ["libxl", domid, "colo", "role" | "command" | "generation"]:
             inside = [domid]
-        case ["libxl", domid, "device"] | ["libxl", domid]:
+        case ["libxl", domid, "device" | "type"] | ["libxl", domid]:
             inside = [domid]
         case ["local", "domain", domid]:
             inside = [domid]

@@ -37,7 +37,8 @@ class Domain(NamedTuple):
     :ivar record: path of its record, as it was published; None where it is absent.
     :ivar command: what the command node holds, None where it is absent or empty.
     :ivar command_error: why the command can't be taken.
-    :ivar promoted: whether it was a secondary and took over; its QEMU may have a secondary's drives.
+    :ivar promoted: whether it was a secondary that took over, or is taking over: its QEMU may have a
+        secondary's drives.
     :ivar memory: MiB that the toolstack gave it, None where no node says so.
     :ivar published: whether a state of it stands in xenstore, an earlier xencolod's too.
     :ivar block_devices: those of its images' paths that lead to block devices, by way of links too.
@@ -234,7 +235,7 @@ def plan(domain: Domain, machine: Machine, policy: Policy, missing: Mapping[int,
             None if machine.phase is Phase.ABSENT else _status(DomainState.ENDING, machine, {}),
         )
 
-    if running and domain.promoted:
+    if running and domain.promoted and domain.wanted_role is Role.PRIMARY:
         domain = domain._replace(role=running.role)
     drives = drives_of(domain, policy, missing, running)
     devices = device_states(staying, drives, missing)

@@ -57,6 +57,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     :ivar superseded_by: the higher generation of the other host; this one's disks are stale.
     :ivar peer: the other host, ``host`` or ``host:port``, where the operator chose another than colo-host.
     :ivar detached: by the operator's command: the other host is not to be reached.
+    :ivar diverged: a primary that has replicated once, or took over: no secondary's disks are known to be
+        equal to its own any more, whatever the configuration says of the first start.
     """
 
     uuid: Uuid
@@ -69,6 +71,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     superseded_by: Generation | None = None
     peer: str | None = None
     detached: bool = False
+    diverged: bool = False
 
     def __post_init__(self) -> None:
         if self.role is Role.NONE:

@@ -228,6 +228,11 @@ def _primary_rows() -> Iterator[tuple[Key, Step]]:
 
     for event in (_E.PEER_LOST, _E.PEER_SILENT):
         yield _row(_P, _S.LAUNCHING, event, then=_S.LAUNCHING)
+    # It was so where it was seen; where it matters it is seen again.
+    for state in (_S.LAUNCHING, _S.FAILED):
+        yield _row(_P, state, _E.BYPASSED, then=state)
+    for state in (_S.LAUNCHING, _S.DEGRADED, _S.FAILED):
+        yield _row(_Q, state, _E.BYPASSED, then=state)
     for event in (_E.ACCEPTED, _E.RETRY):
         yield _row(_P, _S.FAILED, event, then=_S.LAUNCHING)
     for event in (_E.ACTION_FAILED, _E.PEER_LOST, _E.PEER_SILENT):

@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.e2e.host import Host, Images
 from tests.e2e.machines import VDEVS, Machine, Start, disks_in
+from tests.e2e.site import Member, site
 from tests.rigs import Server
 from xencolo.disk import Role
 from xencolo.graph import Form
@@ -42,6 +44,32 @@ def start(tmp_path: Path) -> Iterator[Start]:
             return machine
 
         yield begin
+
+
+def _members(directory: Path, images: Images, count: int, test: Any) -> Iterator[list[Member]]:
+    """Yield hosts; after the test, see that it walked the rows it names and met nothing unexpected."""
+    failed = test.session.testsfailed
+    with site(directory, images, count) as members:
+        yield members
+        if test.session.testsfailed > failed:
+            return
+        walked = {row for member in members for row in member.walked()}
+        named = {row for mark in test.iter_markers("walks") for row in mark.args}
+        assert named <= walked, f"not walked: {sorted(named - walked)}"
+        met = [e for member in members for e in member.events("replication.unexpected")]
+        allowed = {row for mark in test.iter_markers("unexpected") for row in mark.args}
+        found = {f"{e['role']} {e['state']} {e['cause']}" for e in met}
+        assert found == allowed, f"unexpected: {met}"
+
+
+@pytest.fixture
+def two(tmp_path: Path, images: Images, request: pytest.FixtureRequest) -> Iterator[list[Member]]:
+    yield from _members(tmp_path, images, 2, request.node)
+
+
+@pytest.fixture
+def three(tmp_path: Path, images: Images, request: pytest.FixtureRequest) -> Iterator[list[Member]]:
+    yield from _members(tmp_path, images, 3, request.node)
 
 
 @pytest.fixture

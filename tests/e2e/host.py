@@ -284,6 +284,7 @@ class Host:
         self._gate: FileIO | None = None
         self.environment: dict[str, str] = {}
         self.xencolod: tuple[str, ...] = _DAEMON
+        self.arguments: list[str] = []
         self.configure()
 
     # -- the daemon -----------------------------------------------------------------------------
@@ -338,6 +339,7 @@ class Host:
                 [
                     *(sys.executable, *self.xencolod),
                     *("--config", str(self.config), "--xenstore", str(self._xenstore)),
+                    *self.arguments,
                 ],
                 stdout=log,
                 stderr=errors,

@@ -1,9 +1,11 @@
 """Several hosts on one machine: each with its own xenstored, xencolod, address and domain."""
 
 import json
+import os
+import signal
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,9 +14,14 @@ from tests.rigs import start_xenstored
 
 DOMID = 5
 UUID = "5f1a9d3e-0b0c-4c1d-8e2f-3a4b5c6d7e8f"
+COLO = f"/libxl/{DOMID}/colo"
 MIB = 1 << 20
 #: What a test's domain has: vdev and devid, one of them behind IDE and one behind SCSI.
 DISKS = (("xvda", XVDA), ("sda", SDA))
+
+
+#: What a primary tells of them.
+INFOS = [{"vdev": vdev, "export": f"web-{vdev}", "length": MIB} for vdev, _ in DISKS]
 
 
 class Monitor:
@@ -65,6 +72,40 @@ class Monitor:
         self._socket.close()
 
 
+class Caller:
+    """Somebody who speaks to a daemon as a primary's daemon does, in JSON written out by hand."""
+
+    def __init__(self, member: "Member") -> None:
+        self._socket = socket.create_connection((member.address, member.link_port), timeout=20)
+        self._lines = self._socket.makefile("rw", encoding="utf-8")
+        self._number = 0
+
+    def send(self, kind: str, **fields: Any) -> None:
+        """Ask, and don't wait for the answer."""
+        self._number += 1
+        message = {"type": kind, **fields}
+        self._lines.write(json.dumps({"id": self._number, "message": message}) + "\n")
+        self._lines.flush()
+
+    def __call__(self, kind: str, **fields: Any) -> dict[str, Any]:
+        """Ask, and return the answer."""
+        self.send(kind, **fields)
+        reply = json.loads(self._lines.readline())
+        assert reply["id"] == self._number, reply
+        message: dict[str, Any] = reply["message"]
+        return message
+
+    def hello(self, generation: int = 1, session: str | None = None, **changed: Any) -> Any:
+        """Say hello for the domain that all tests have."""
+        fields = {"version": 1, "uuid": UUID, "name": "web", "generation": generation}
+        return self("hello", **(fields | {"session": session, "disks": INFOS} | changed))
+
+    def close(self) -> None:
+        """Hang up."""
+        self._lines.close()
+        self._socket.close()
+
+
 class Member(Host):
     """One of the hosts, with the domain that all of them know by one uuid."""
 
@@ -78,6 +119,7 @@ class Member(Host):
         (self.nbd_port,) = free_ports(1, address)
         self.options: dict[str, dict[str, Any]] = {}
         self.disks: list[Disk] = []
+        self.arguments = ["--debug"]
 
     def set(self, **sections: dict[str, Any]) -> None:
         """Configure it, with a second monitor for the test."""
@@ -101,21 +143,33 @@ class Member(Host):
         *,
         peer: "Member | None" = None,
         disks: Sequence[tuple[str, int]] = DISKS,
+        mib: int = 1,
+        **nodes: str,
     ) -> None:
         """Create the domain with its disks; their colo-host is the secondary's, which is ``peer``."""
         self.store.create(DOMID, identity=UUID)
         target = peer or self
         for vdev, devid in disks:
-            disk = self.disk(
-                DOMID,
-                vdev,
-                devid,
-                colo_host=target.address,
-                colo_port=str(target.nbd_port),
-                colo_export=f"web-{vdev}",
-            )
+            named: dict[str, Any] = {"colo_host": target.address, "colo_port": str(target.nbd_port)}
+            named |= {"colo_export": f"web-{vdev}"} | nodes
+            disk = self.disk(DOMID, vdev, devid, **named)
+            if mib != 1:
+                Path(disk.image).write_bytes(b"\x5a" * (mib * MIB))  # zeros copy in no time
+                for node in ("active-disk", "hidden-disk"):
+                    Path(disk.nodes[node]).unlink()  # too short: the daemon makes them
             self.disks.append(disk)
             self.store.attach(disk, role=role)
+
+    def serve_here(self) -> None:
+        """Let its disks' colo-host be its own address, where all addresses are one machine's."""
+
+        def change() -> None:
+            for disk in self.disks:
+                for directory in (disk.backend, disk.libxl):
+                    self.store.write(f"{directory}/colo-host", self.address)
+                    self.store.write(f"{directory}/colo-port", str(self.nbd_port))
+
+        self.store.together(change)
 
     @property
     def guest(self) -> Monitor:
@@ -138,16 +192,69 @@ class Member(Host):
 
     def command(self, text: str) -> str:
         """Give a command by its node, as any client can; return the answer."""
-        base = f"/libxl/{DOMID}/colo"
-        self.store.write(f"{base}/answer", "")
-        self.store.write(f"{base}/command", text)
+        self.order(text)
+        return self.answer(text)
+
+    def order(self, text: str) -> None:
+        """Give a command and don't wait for its answer."""
+        self.store.write(f"{COLO}/answer", "")
+        self.store.write(f"{COLO}/command", text)
+
+    def answer(self, text: str) -> str:
+        """Wait for the answer to a command."""
         word = text.split(maxsplit=1)[0]
 
         def answered() -> str | None:
-            said = self.store.read(f"{base}/answer") or ""
+            said = self.store.read(f"{COLO}/answer") or ""
             return said if said.startswith(f"{word} ") and not said.endswith("running") else None
 
         return str(until(answered, f"{text} is answered"))
+
+    def colo(self, node: str) -> str | None:
+        """Return what is published of the domain's replication."""
+        return self.store.read(f"{COLO}/{node}")
+
+    def says(self, words: str) -> None:
+        """Wait until the published error of the domain has these words in it."""
+        try:
+            until(lambda: words in (self.colo("error") or ""), f"{words!r} is said")
+        except AssertionError as error:
+            raise AssertionError(f"{error}, but {self.store.tree(COLO)}") from None
+
+    def walked(self, since: int = 0) -> list[str]:
+        """Return the rows of the table that were walked: role, state and event of each."""
+        found = self.events("replication.step", since=since)
+        return [f"{e['role']} {e['state']} {e['cause']}" for e in found]
+
+    def walks(self, row: str, since: int = 0) -> None:
+        """Wait until a row of the table is walked."""
+        role, state, cause = row.split()
+        self.event("replication.step", since=since, role=role, state=state, cause=cause)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What is on disk of the domain."""
+        found: dict[str, Any] = json.loads(self.record_path.read_bytes())
+        return found
+
+    @property
+    def record_path(self) -> Path:
+        """Where that is."""
+        (path,) = (self.directory / "state").glob("*.json")
+        return path
+
+    @contextmanager
+    def stuck_marker(self) -> Iterator[None]:
+        """Have QEMU refuse to remove the marker of a paused guest, so that resuming fails."""
+        guest = self.guest
+        guest("object-add", **{"qom-type": "throttle-group", "id": "xencolo-paused"})
+        null = {"driver": "null-co", "node-name": "stuck-file"}
+        guest("blockdev-add", **null)
+        node = {"node-name": "stuck", "throttle-group": "xencolo-paused", "file": "stuck-file"}
+        guest("blockdev-add", driver="throttle", **node)
+        yield
+        guest("blockdev-del", **{"node-name": "stuck"})
+        guest("blockdev-del", **{"node-name": "stuck-file"})
 
     def lose(self) -> None:
         """Have the host die: its daemon and its QEMU are killed."""
@@ -163,6 +270,33 @@ class Member(Host):
 
 
 M = TypeVar("M", bound=Member)
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """Stop a process; it goes on after the block, if it is there then."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def listening(b: Member, **options: Any) -> None:
+    """Bring a secondary up."""
+    b.start()
+    b.add("secondary", **options)
+    b.is_("listening")
+
+
+def replicating(a: Member, b: Member, **options: Any) -> None:
+    """Bring a primary and its secondary up."""
+    listening(b, **options)
+    a.start()
+    a.add(peer=b, **options)
+    for member in (a, b):
+        member.is_("replicating")
 
 
 @contextmanager

@@ -221,6 +221,8 @@ def test_domids() -> None:
         ("/local/domain/0/backend/vif/7/0", None),
         ("/libxl", Hint()),
         ("/libxl/7", Hint(7)),
+        ("/libxl/7/type", Hint(7)),
+        ("/libxl/7/colo/generation", Hint(7)),
         ("/libxl/7/device", Hint(7)),
         ("/libxl/7/device/vbd", Hint(7)),
         ("/libxl/7/device/vbd/768/params", Hint(7, 768)),

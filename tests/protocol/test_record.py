@@ -53,7 +53,8 @@ WRITTEN = b"""\
   "superseded_by": null,
   "peer": null,
   "detached": false,
-  "checksum": "sha256:4d8cc2cdb65bb30a558f0b3c6fef79e72d4738408f6ee7a05694b7d2ce1f3e4a"
+  "diverged": false,
+  "checksum": "sha256:8441358baf3b2312910e81b1fd2f80695251e817afcbf6f5a6a0fa01b1be30b4"
 }
 """
 

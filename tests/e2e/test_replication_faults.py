@@ -1,0 +1,195 @@
+"""Bad input and faults around the life of a replicated disk: each is said, and has a way out."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.host import SDA, XVDA, end, until
+from tests.e2e.site import COLO, DISKS, DOMID, Caller, Member, listening, replicating
+
+
+def keys(path: Path) -> str:
+    """Make a key file."""
+    words = [sys.executable, "-c", "from xencolod.cli import main; main()", "keys", str(path)]
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+    return str(path)
+
+
+def test_a_peer_that_does_not_fit(two: list[Member], tmp_path: Path) -> None:
+    a, b = two
+    a.start()
+    a.add(peer=b)
+    a.is_("standalone")
+    a.says("Connection refused")
+
+    listening(b, disks=DISKS[:1])
+    a.says("the exports are web-xvda here, and web-sda, web-xvda on the primary")
+    b.store.destroy(DOMID)
+    b.event("domain.gone")
+    b.disks.clear()
+    for path in (b.directory / "state").glob("*.json"):
+        path.unlink()
+    b.add("secondary", mib=2)
+    a.says("is 2097152 bytes long here, and 1048576 on the primary")
+    assert a.colo("state") == "standalone"
+
+    own = {"unencrypted_and_unauthenticated": False}
+    for member in two:
+        member.set(link=own | {"keys": keys(tmp_path / f"{member.address}.pem")})
+        member.stop()
+        member.start()
+    until(lambda: "certificate" in (a.colo("error") or "").lower(), "wrong keys are said")
+    a.set(link={"unencrypted_and_unauthenticated": True})
+    a.stop()
+    a.start()
+    until(lambda: (a.colo("error") or "") and a.colo("state") == "standalone", "plain to TLS")
+    assert not a.events("resync.started")
+
+
+def test_a_peer_of_another_version_or_domain(two: list[Member]) -> None:
+    b = two[1]
+    listening(b)
+    caller = Caller(b)
+    assert caller.hello(version=2)["kind"] == "version"
+    caller.close()
+    caller = Caller(b)
+    assert caller.hello(uuid="00000000-0000-4000-8000-000000000000")["kind"] == "domain"
+    assert caller.hello(disks=[])["kind"] == "disks"
+    assert caller.hello(generation=0)["kind"] == "generation"
+    caller.close()
+    assert b.colo("state") == "listening"
+
+
+def test_images_that_may_not_be_made(two: list[Member]) -> None:
+    b = two[1]
+    b.set(replication={"make_images": False})
+    b.start()
+    b.add("secondary", disks=DISKS[:1])
+    b.is_("listening")
+    active, hidden = (Path(b.disks[0].nodes[n]) for n in ("active-disk", "hidden-disk"))
+
+    def make(path: Path, size: str) -> None:
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, size], check=True)
+
+    def stop() -> None:
+        b.stop()
+        end(b.qemu(DOMID))
+
+    stop()
+    make(active, "512k")
+    b.start()
+    b.says("524288 bytes long, the secondary disk 1048576")
+    make(active, "1M")
+    b.is_("listening")
+    stop()
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write 0 64k", hidden], check=True)
+    b.start()
+    b.says("it is not empty; if nothing in it is needed, make it anew")
+    make(hidden, "1M")
+    b.is_("listening")
+
+
+def test_disks_that_are_no_group(two: list[Member]) -> None:
+    a, b = two
+    a.start()
+    a.add(peer=b, disks=DISKS[:1])
+    a.is_("standalone")
+    a.add(peer=b, disks=DISKS[1:], colo_port="9")
+    a.says("the COLO disks of a domain have one NBD server, and these have several")
+    until(lambda: a.colo("state") != "standalone", "it is refused")
+    for directory in (a.disks[1].backend, a.disks[1].libxl):
+        a.store.write(f"{directory}/colo-port", str(b.nbd_port))
+    a.is_("standalone")
+
+    b.start()
+    b.add("secondary", colo_export="the-same")
+    until(lambda: b.colo("error") or b.store.read(b.disks[1].error), "an export name is taken")
+    assert b.colo("state") != "replicating"
+
+
+def test_a_record_that_is_damaged_or_lost(two: list[Member]) -> None:
+    a, b = two
+    replicating(a, b)
+    until(lambda: b.colo("generation") == "1", "the generation is published")
+    for member in two:
+        member.stop()
+    path, whole = b.record_path, b.record_path.read_bytes()
+    path.write_bytes(whole.replace(b'"generation": 1', b'"generation": 7'))
+    b.start()
+    b.is_("failed")
+    b.says("the checksum does not fit")
+    b.stop()
+    path.unlink()
+    b.start()
+    b.is_("failed")
+    b.says(f"{path} is gone")
+    b.stop()
+    b.start()
+    b.is_("failed")
+    b.says(f"{path} is gone")
+    assert not path.exists(), "it asks, and does not guess"
+    path.write_bytes(whole)
+    a.start()
+    for member in two:
+        member.is_("replicating")
+
+
+@pytest.mark.unexpected(
+    "primary standalone checkpoint",
+)
+def test_commands_that_make_no_sense(two: list[Member]) -> None:
+    a, b = two
+    listening(b)
+    a.start()
+    a.add(peer=b, disks=DISKS)
+    for member in two:
+        member.is_("replicating")
+    assert a.command("failover").startswith("failover failed: failover is for a secondary")
+    assert b.command("checkpoint").startswith("checkpoint failed: checkpoint is for the primary")
+    assert a.command("resync").startswith("resync failed: it is replicating already")
+    assert a.command("detach") == "detach done"
+    assert a.command("checkpoint").startswith("checkpoint failed: ")
+    for rubbish in (b"dance", b"\xff\xfe\x01rubbish", b"checkpoint --now", b"x" * 3000):
+        a.store.write(f"{COLO}/command", rubbish)
+        until(lambda: a.store.read(f"{COLO}/command") == "", "rubbish is emptied")
+    failed = len(a.events("command.failed"))
+    a.store.write(f"{COLO}/command", "")
+    a.store.permit(f"{COLO}/command", f"n{DOMID}", "r0")
+    a.order("resync")
+    a.event("command.failed", command="unknown")
+    assert len(a.events("command.failed")) > failed
+    assert a.colo("command") == "resync", "who may not command is not answered"
+    assert a.colo("state") == "standalone"
+    a.store.permit(f"{COLO}/command", "n0")
+    a.store.write(f"{COLO}/command", "resync id=aa")
+    for member in two:
+        member.is_("replicating")
+    a.store.write(f"{COLO}/command", "checkpoint id=bb")
+    a.store.write(f"{COLO}/command", "checkpoint id=cc")
+    until(
+        lambda: (a.colo("answer") or "").startswith("checkpoint id=cc done"),
+        "the last one is answered",
+    )
+
+
+@pytest.mark.unexpected("primary resyncing checkpoint")
+def test_failover_in_the_middle_of_a_resync(two: list[Member]) -> None:
+    a, b = two
+    a.set(replication={"resync_speed": 1})
+    listening(b, mib=8)
+    a.start()
+    a.add(peer=b, mib=8)
+    a.event("resync.progress")
+    until(lambda: a.colo("resync-total") == str(16 << 20), "the progress is published")
+    assert int(a.colo("resync-done") or 0) < 16 << 20
+    answer = b.command("failover")
+    assert answer.startswith("failover failed: the disks hold no checkpoint of the primary")
+    assert "not copied yet is lost" in answer
+    assert a.command("checkpoint").startswith("checkpoint failed: ")
+    for devid in (XVDA, SDA):
+        a.guest("block-job-set-speed", device=f"resync-{devid}", speed=0)
+    for member in two:
+        member.is_("replicating")
+    until(lambda: not a.colo("resync-total"), "no progress of a resync that is done")

@@ -1,0 +1,497 @@
+"""What a secondary does when its primary, its QEMU or its operator does something unusual."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.e2e.host import SDA, XVDA, end, until
+from tests.e2e.site import COLO, DISKS, DOMID, Caller, Member, frozen, listening, replicating
+from xencolo.record import parse, render
+
+QUICK_LINK = {"timeout": 0.5, "ping_interval": 0.2}
+SESSION = "0123456789abcdef"
+
+
+def rewrite(member: Member, **changes: Any) -> None:
+    """Change the record of a host whose daemon does not run."""
+    fields = json.loads(member.record_path.read_bytes()) | changes
+    del fields["format"], fields["checksum"]
+    record = type(parse(member.record_path.read_bytes()))
+    member.record_path.write_bytes(render(msgspec.convert(fields, record)))
+
+
+def failing_over(b: Member, command: str = "failover") -> None:
+    """Have a failover begin and hang in its QEMU, which is stopped."""
+    b.order(command)
+    b.is_("failing-over")
+
+
+@pytest.mark.walks(
+    *(
+        "secondary launching serving",
+        "secondary launching partial",
+        "secondary listening qemu-gone",
+    ),
+    *("secondary listening peer-detaches", "secondary listening refused"),
+    *("secondary failed accepted", "secondary listening force-failover"),
+    *("secondary listening action-failed", "secondary failed retry", "secondary failed qemu-gone"),
+    *(
+        "secondary failed peer-lost",
+        "secondary failed peer-silent",
+        "secondary listening peer-silent",
+    ),
+    "secondary failed refused",
+)
+@pytest.mark.unexpected("secondary listening peer-checkpoints")
+def test_a_secondary_listens(two: list[Member]) -> None:
+    b = two[1]
+    b.set(link=QUICK_LINK, replication={"qmp_timeout": 0.8})
+    listening(b)
+    b.kill()
+    b.start()
+    b.walks("secondary launching serving")
+    b.is_("listening")
+    b.kill()
+    b.guest("block-export-del", id=f"export-{SDA}", mode="hard")
+    b.start()
+    b.walks("secondary launching partial")
+    b.is_("listening")
+    assert len(b.guest("query-block-exports")) == 2
+
+    mark = b.mark()
+    end(b.qemu(DOMID))
+    b.walks("secondary listening qemu-gone", since=mark)
+    b.walks("secondary launching clean", since=mark)
+    b.is_("listening")
+    mark = b.mark()
+    b.store.write(f"{COLO.removesuffix('/colo')}/type", "pv")
+    b.walks("secondary listening refused", since=mark)
+    b.is_("failed")
+    b.says("only the disks of an hvm guest")
+    end(b.qemu(DOMID))
+    b.walks("secondary failed qemu-gone", since=mark)
+    b.says("only the disks of an hvm guest")
+    b.store.write(f"{COLO.removesuffix('/colo')}/type", "hvm")
+    b.is_("listening")
+
+    caller = Caller(b)
+    welcome = caller.hello()
+    assert (welcome["state"], welcome["session"], welcome["in_sync"]) == ("listening", None, False)
+    assert caller("prepare", session=SESSION, assume_equal=False)["type"] == "done"
+    assert "not in session" in caller("start", session="ff" * 8)["reason"]
+    assert caller("checkpoint", session=SESSION, number=1)["kind"] == "state"
+    assert caller("detach", session=SESSION)["type"] == "done"
+    caller.close()
+
+    for number, row in enumerate(("secondary failed peer-lost", "secondary failed peer-silent")):
+        mark = b.mark()
+        caller = Caller(b)
+        caller.hello()
+        caller("prepare", session=SESSION, assume_equal=False)
+        with frozen(b.qemu(DOMID)):
+            caller.send("start", session=SESSION)
+            if number == 0:
+                caller.close()
+            b.walks("secondary listening action-failed", since=mark)
+            b.walks(row, since=mark)
+        caller.close()
+        b.walks("secondary failed retry", since=mark)
+        b.is_("listening")
+    caller = Caller(b)
+    caller.hello()
+    b.walks("secondary listening peer-silent")
+    caller.close()
+
+    mark = b.mark()
+    with frozen(b.qemu(DOMID)):
+        caller = Caller(b)
+        caller.hello()
+        caller("prepare", session=SESSION, assume_equal=False)
+        caller.send("start", session=SESSION)
+        b.is_("failed")
+        b.store.write(f"{COLO.removesuffix('/colo')}/type", "pv")
+        b.event("replication.refused", since=mark)
+    caller.close()
+    b.is_("failed")
+    b.store.write(f"{COLO.removesuffix('/colo')}/type", "hvm")
+    b.walks("secondary failed accepted", since=mark)
+    b.is_("listening")
+
+    assert b.command("failover").startswith("failover failed: the disks hold no checkpoint")
+    assert b.command("failover force") == "failover done generation 2"
+    b.is_("promoted")
+    assert b.record["generation"] == 2
+    assert not b.record["unfinished"]
+    b.guest.write(XVDA, 0x11, "0", "64k")
+
+
+@pytest.mark.unexpected("secondary replicating peer-starts")
+@pytest.mark.walks(
+    *("secondary replicating peer-agrees", "secondary replicating peer-prepares"),
+    *("secondary replicating peer-silent", "secondary replicating refused"),
+    *("secondary degraded qemu-gone", "secondary degraded refused", "secondary launching spent"),
+    *("secondary replicating force-failover", "primary promoted superseded"),
+)
+def test_a_secondary_replicates(two: list[Member]) -> None:
+    a, b = two
+    b.set(link=QUICK_LINK)
+    a.set(link=QUICK_LINK)
+    replicating(a, b)
+
+    def again(mark: int) -> None:
+        b.walks("secondary listening peer-starts", since=mark)
+        for member in two:
+            member.is_("replicating")
+
+    session = a.colo("session")
+    mark = b.mark()
+    caller = Caller(b)
+    assert caller.hello(session=session)["session"] == session
+    b.walks("secondary replicating peer-agrees", since=mark)
+    caller.close()
+    a.event("replication.peer_lost")
+    for member in two:
+        member.is_("replicating")
+    assert a.colo("session") == session
+
+    mark = b.mark()
+    caller = Caller(b)
+    caller.hello(session=session)
+    assert caller("start", session=session)["kind"] == "state"
+    assert caller("prepare", session=SESSION, assume_equal=False)["kind"] == "busy"
+    b.walks("secondary replicating peer-prepares", since=mark)
+    caller.close()
+    again(mark)
+
+    mark = b.mark()
+    with frozen(a.pid):
+        b.walks("secondary replicating peer-silent", since=mark)
+        b.is_("degraded")
+        b.says("the primary's daemon is gone")
+    for member in two:
+        member.is_("replicating")
+
+    mark = b.mark()
+    a.kill()
+    b.is_("degraded")
+    end(b.qemu(DOMID))
+    b.walks("secondary degraded qemu-gone", since=mark)
+    a.start()
+    again(mark)
+
+    mark = b.mark()
+    a.kill()
+    b.is_("degraded")
+    b.kill()
+    b.guest("xen-set-replication", enable=False, primary=False, failover=True)
+    b.start()
+    b.walks("secondary launching spent", since=mark)
+    a.start()
+    again(mark)
+
+    mark = b.mark()
+    session = a.colo("session")
+    b.store.write("/libxl/5/type", "pv")
+    b.walks("secondary replicating refused", since=mark)
+    b.is_("failed")
+    b.store.write("/libxl/5/type", "hvm")
+    for member in two:
+        member.is_("replicating")
+    a.kill()
+    b.is_("degraded")
+    b.store.write("/libxl/5/type", "pv")
+    b.walks("secondary degraded refused", since=mark)
+    b.is_("failed")
+    b.store.write("/libxl/5/type", "hvm")
+    a.start()
+    for member in two:
+        member.is_("replicating")
+    assert a.colo("session") == session, "refused for a time, the session goes on"
+
+    a.kill()
+    b.stop()
+    rewrite(b, in_sync=False)
+    a.start()
+    b.start()
+    for member in two:
+        member.is_("replicating")
+    assert b.command("failover").startswith("failover failed: ")
+    assert b.command("failover force") == "failover done generation 2"
+    a.is_("failed")
+    a.says("another host is the primary of generation 2")
+    b.is_("promoted")
+    caller = Caller(b)
+    caller.hello(9)
+    caller.close()
+    b.walks("primary promoted superseded")
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """Return a file system of one MiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def fill(place: Path) -> None:
+    """Leave no room there."""
+    with (place / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+        while True:
+            filler.write(bytes(4096))
+
+
+@pytest.mark.walks(
+    *("secondary launching qemu-error", "primary replicating qemu-error"),
+)
+def test_the_hidden_disk_is_on_a_full_file_system(two: list[Member], small: Path) -> None:
+    a, b = two
+    b.set(link=QUICK_LINK)
+    a.set(link=QUICK_LINK)
+    b.start()
+    fill(small)
+    b.add("secondary", disks=DISKS[:1], hidden_disk=str(small / "hidden.qcow2"))
+    b.is_("failed")
+    b.says("No space left on device")
+    (small / "filler").unlink()
+    b.is_("listening")
+    a.start()
+    a.add(peer=b, disks=DISKS[:1])
+
+    def ready(mark: int) -> None:
+        b.walks("secondary listening peer-starts", since=mark)
+        for member in two:
+            member.is_("replicating")
+        a.guest.write(XVDA, 0x01, "0", "512k")  # what is zero takes no room in the hidden disk
+        a.command("checkpoint")
+        fill(small)
+
+    ready(0)
+    mark = b.mark()
+    a.guest.write(XVDA, 0x11, "0", "512k")
+    a.walks(
+        "primary replicating qemu-error"
+    )  # the write of the secondary fails, the guest's does not
+    (small / "filler").unlink()
+    ready(mark)
+
+
+@pytest.mark.walks(
+    *("secondary replicating qemu-error", "secondary degraded peer-detaches"),
+    *("secondary degraded peer-lost", "secondary degraded peer-silent"),
+)
+def test_a_secondary_whose_qemu_hangs(two: list[Member]) -> None:
+    a, b = two
+    ending = {"quit_timeout": 0.1, "term_timeout": 0.1}
+    b.set(link=QUICK_LINK, replication={"qmp_timeout": 0.3}, qemu=ending)
+    replicating(a, b)
+    session, pid = a.colo("session"), b.qemu(DOMID)
+    mark = b.mark()
+    with frozen(a.pid), frozen(pid):
+        b.walks("secondary replicating qemu-error", since=mark)
+        b.says("QEMU did not answer")
+        caller = Caller(b)
+        assert caller.hello(session=session)["state"] == "degraded"
+        caller.close()
+        b.walks("secondary degraded peer-lost", since=mark)
+        caller = Caller(b)
+        caller.hello(session=session)
+        b.walks("secondary degraded peer-silent", since=mark)
+        caller.close()
+        caller = Caller(b)
+        caller.hello(session=session)
+        assert caller("detach", session=session) == {"type": "done"}
+        caller.close()
+        until(lambda: b.qemus(DOMID) != [pid], "the QEMU that hangs is replaced")
+    for member in two:
+        member.is_("replicating")
+    assert a.colo("session") != session
+
+
+def unfinished(b: Member) -> None:
+    """Have the record say that a failover was begun."""
+    chains = [
+        {
+            "devid": disk.devid,
+            "secondary": disk.image,
+            "format": "raw",
+            "hidden": disk.nodes["hidden-disk"],
+            "active": disk.nodes["active-disk"],
+        }
+        for disk in b.disks
+    ]
+    rewrite(b, unfinished=chains, generation=2)
+
+
+@pytest.mark.walks(
+    *("secondary launching in-session", "secondary degraded force-failover"),
+    *("secondary failing-over action-failed", "secondary launching qemu-error"),
+    *("secondary launching unfinished", "secondary failing-over qemu-gone"),
+)
+def test_a_failover_is_interrupted(two: list[Member]) -> None:
+    a, b = two
+    b.set(replication={"qmp_timeout": 0.5})
+    replicating(a, b)
+    a.guest.write(XVDA, 0x11, "0", "64k")
+    a.command("checkpoint")
+    a.lose()
+    b.is_("degraded")
+    b.stop()
+    rewrite(b, in_sync=False)
+    b.start()
+    b.is_("degraded")
+    assert b.command("failover").startswith("failover failed: ")
+    with frozen(b.qemu(DOMID)):
+        failing_over(b, "failover force")
+        b.walks("secondary failing-over action-failed")
+        b.walks("secondary launching qemu-error")
+        b.is_("failed")
+    mark = b.mark()
+    b.walks("secondary launching in-session", since=mark)
+    b.is_("degraded")
+    b.stop()
+    unfinished(b)
+    b.start()
+    b.walks("secondary launching unfinished")
+    b.is_("promoted")
+    assert b.record["generation"] == 2
+    assert b.guest.holds(XVDA, 0x11, "0", "64k")
+
+    b.store.write(f"{COLO}/role", "secondary")
+    b.is_("listening")
+    a.start()
+    a.is_("failed")
+    pid = b.qemu(DOMID)
+    with frozen(pid):
+        failing_over(b, "failover force")
+        os.kill(pid, signal.SIGKILL)
+        b.forget_guest()
+        b.walks("secondary failing-over qemu-gone")
+    b.is_("listening")
+
+
+@pytest.mark.walks(
+    "primary promoted detach",
+)
+def test_a_failover_is_finished_without_its_qemu(two: list[Member]) -> None:
+    a, b = two
+    replicating(a, b)
+    for devid in (XVDA, SDA):
+        a.guest.write(devid, 0x11, "0", "64k")
+    a.command("checkpoint")
+    b.stop()
+    unfinished(b)
+    end(b.qemu(DOMID))
+    b.start()
+    b.is_("promoted")
+    b.event("failover.recovered", devid=XVDA)
+    b.event("failover.recovered", devid=SDA)
+    assert b.record["generation"] == 2
+    for devid in (XVDA, SDA):
+        assert b.guest.holds(devid, 0x11, "0", "64k")
+    assert b.command("detach") == "detach done"
+    b.walks("primary promoted detach")
+    b.is_("standalone")
+    caller = Caller(b)
+    caller.hello(9)
+    caller.close()
+    b.is_("failed")
+
+    a.is_("failed")
+    a.serve_here()
+    for member in two:
+        member.store.write(f"{COLO}/role", "secondary")
+        member.is_("listening")
+
+
+@pytest.mark.walks(
+    *("secondary launching action-failed", "secondary launching refused"),
+    *("secondary launching qemu-gone", "secondary failed retry"),
+)
+def test_a_secondary_does_not_get_as_far_as_listening(two: list[Member]) -> None:
+    a, b = two
+    with socket.create_server((b.address, b.nbd_port)):
+        b.set(replication={"qmp_timeout": 2})
+        b.start()
+        b.add("secondary")
+        b.walks("secondary launching action-failed")
+        b.is_("failed")
+        b.says("Failed to find an available port")
+        pid = b.qemu(DOMID)
+        mark = b.mark()
+        os.kill(pid, signal.SIGSTOP)
+        b.event("replication.state", since=mark, state="launching")
+        end(pid)
+        b.walks("secondary launching qemu-gone", since=mark)
+    b.is_("listening")
+
+    a.set(qemu={"binary": a.gated_qemu()})
+    a.start()
+    a.add("secondary")
+    a.event("qemu.starting")
+    a.store.write("/libxl/5/type", "pv")
+    a.walks("secondary launching refused")
+    a.is_("failed")
+
+
+@pytest.mark.walks("secondary degraded fenced")
+def test_the_fencing_command_decides(two: list[Member], tmp_path: Path) -> None:
+    a, b = two
+    told, gate = tmp_path / "told", tmp_path / "gate"
+    fence = tmp_path / "fence"
+    fence.write_text(
+        f'#!/bin/sh\necho "$XENCOLO_DOMID $XENCOLO_UUID $XENCOLO_GENERATION" > {told}\n'
+        f"case $(cat {gate}) in hang) sleep 60;; fail) echo no hand reaches it >&2; exit 3;; esac\n"
+    )
+    fence.chmod(0o755)
+    gate.write_text("fail")
+    b.set(failover={"policy": "command", "command": [str(fence)], "timeout": 0.5, "after": 0.01})
+    replicating(a, b)
+    a.kill()
+    b.event("failover.fencing_failed", error="it ended with status 3: no hand reaches it")
+    assert told.read_text().split()[::2] == ["5", "1"]
+    b.is_("degraded")
+    a.start()
+    for member in two:
+        member.is_("replicating")
+    gate.write_text("hang")
+    a.kill()
+    b.event("failover.fencing_failed", error="it did not end within 0.5 s")
+    assert b.colo("state") == "degraded"
+    a.start()
+    for member in two:
+        member.is_("replicating")
+    gate.write_text("succeed")
+    a.kill()
+    b.is_("promoted")
+    assert len(b.events("failover.fencing")) == 3
+    assert b.record["generation"] == 2
+    until(lambda: b.colo("generation") == "2", "the generation is published")
+
+
+@pytest.mark.walks("secondary degraded action-failed")
+def test_a_device_model_that_cannot_be_replaced(two: list[Member]) -> None:
+    a, b = two
+    b.set(qemu={"restart": False})
+    replicating(a, b)
+    pid = b.qemu(DOMID)
+    a.stop()
+    b.is_("degraded")
+    end(a.qemu(DOMID))
+    a.start()
+    b.walks("secondary degraded action-failed")
+    until(lambda: "can't be replaced under its guest" in (a.colo("error") or ""), "a hears why")
+    assert b.qemu(DOMID) == pid

@@ -1,0 +1,39 @@
+"""Every row of replication's table is walked on real QEMUs by some test, or it is said here why not."""
+
+import importlib
+from pathlib import Path
+
+from xencolo.replication import TABLE
+
+#: Rows that are there so that no order of events is a fault, and that nothing outside brings about at will.
+NOT_AT_WILL = {
+    "primary degraded qemu-error": "nobody looks at QEMU's status there",
+    "primary degraded peer-lost": "it has a link only until the next event, which leads elsewhere",
+    "primary promoted peer-lost": "the welcome is dealt with before the loss, and leads elsewhere",
+    "primary promoted peer-silent": "the same",
+    "primary promoted action-failed": "its actions are those of degraded, where they fail in a test",
+    "primary launching bypassed": "it was seen before, and QEMU ended then",
+    "primary failed bypassed": "it was seen before, and an action failed then",
+    "secondary launching bypassed": "it was seen before, and QEMU ended then",
+    "secondary degraded bypassed": "it was seen before, and the peer was lost then",
+    "secondary failed bypassed": "it was seen before, and the domain was refused then",
+    "secondary degraded qemu-error": "nobody looks at QEMU there",
+    "secondary listening qemu-error": "nobody looks at QEMU there",
+    "secondary failed action-failed": "a failure is dealt with before all other events",
+    "secondary failing-over refused": "it is dealt with after the failover, and finds another state",
+    "secondary replicating fenced": "the fencing command is cancelled when the primary is back",
+}
+
+
+def test_every_row_is_walked() -> None:
+    walked: set[str] = set()
+    for path in Path(__file__).parent.glob("test_replication*.py"):
+        module = importlib.import_module(f"tests.e2e.{path.stem}")
+        for test in vars(module).values():
+            for mark in getattr(test, "pytestmark", []):
+                walked |= set(mark.args) if mark.name == "walks" else set()
+    rows = {f"{role} {state} {event}" for role, state, event in TABLE}
+    assert walked <= rows, f"no rows of the table: {sorted(walked - rows)}"
+    assert NOT_AT_WILL.keys() <= rows
+    assert not walked & NOT_AT_WILL.keys(), "these are walked after all"
+    assert walked | NOT_AT_WILL.keys() == rows, f"not walked: {sorted(rows - walked)}"
