@@ -5,19 +5,26 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
+# Tests that wait for a QEMU leave the processor to another one.
+JOBS ?= 3
+
 # What the tests run against, and what builds the hypervisor stand-in they preload.
 PROGRAMS := qemu-system-x86_64 qemu-img gcc systemd-analyze /usr/lib/xen-4.17/bin/xenstored \
             /usr/lib/xen-4.17/bin/oxenstored /usr/include/xenctrl.h
 PACKAGES := qemu-system-x86 qemu-utils gcc libc6-dev systemd xen-utils-4.17 libxen-dev \
             python3 python3-venv
 
-.PHONY: demo test bench lint setup system pages lock clean
+.PHONY: demo test sweep bench lint setup system pages lock clean
 
 demo: setup
 	$(BIN)/python -m tests.rigs xenstored xenstored xenstored -- $(BIN)/xencolo demo
 
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
+
+# Every point of the crash sweep, of which the tests take a part.
+sweep: setup
+	XENCOLO_SWEEP=whole $(BIN)/python -m pytest tests/e2e/test_sweep.py $(ARGS)
 
 bench: setup
 	$(BIN)/python -m tests.bench

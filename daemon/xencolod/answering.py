@@ -104,7 +104,9 @@ class Answering:
 
     def _unwelcome(self, hello: link.Hello) -> Refusal | None:
         owner, record = self._owner, self._performer.record
-        if record is None or not self._performer.disks:
+        launching = owner.place.state is _S.LAUNCHING
+        # A QEMU that was not looked at yet may be in the session that its primary names.
+        if record is None or not self._performer.disks or (launching and not record.unfinished):
             return refusal(
                 "busy", f"the domain is {owner.place.state} here: {owner.error or 'wait'}"
             )

@@ -15,7 +15,7 @@ from xencolod.records import Records
 from xencolod.replicator import Replicator
 from xencolod.security import Security, security_of
 from xencolod.supervisor import Settings
-from xencolod.xenstore import Client, ask
+from xencolod.xenstore import Client, ask, read
 
 #: Keys that were missing, or a port that was taken, are looked at again after this many seconds.
 _AGAIN = 5.0
@@ -61,6 +61,13 @@ class Hub:
         """
         self.security()
         return self._credentials
+
+    async def has_role(self, domid: int, role: Role) -> bool:
+        """Return whether the role node says this now.
+
+        :raises XenstoreError: xenstored failed.
+        """
+        return await read(self._client, f"{colo_path(domid)}/{ROLE}") == role.encode()
 
     async def set_role(self, domid: int, role: Role) -> None:
         """Write the role node.

@@ -55,6 +55,12 @@ class Host(Protocol):
     def credentials(self) -> str | None:
         """Return the directory of QEMU's TLS credentials, None for the plain mode."""
 
+    async def has_role(self, domid: int, role: Role) -> bool:
+        """Return whether the role node says this now.
+
+        :raises XenstoreError: xenstored failed.
+        """
+
     async def set_role(self, domid: int, role: Role) -> None:
         """Write the role node.
 
@@ -426,7 +432,9 @@ class Performer:
         :raises XenstoreError: xenstored failed.
         :raises RecordError: it could not be saved.
         """
-        # First the node: a role node that says secondary later is then the operator's word.
+        if self.qmp:  # what is recorded as promoted is in no session any more
+            await self.either.mark(None)
+        # Then the node: a role node that says secondary later is the operator's word.
         await self.host.set_role(self.domid, Role.PRIMARY)
         await self.save(
             role=Role.PRIMARY,
@@ -437,8 +445,6 @@ class Performer:
             diverged=True,
         )
         self.session = None
-        if self.qmp:
-            await self.either.mark(None)
 
 
 async def is_own(host: str) -> bool:

@@ -55,20 +55,25 @@ async def load_record(performer: Performer, view: Domain, role: Role) -> None:
     performer.record = record
 
 
-async def assume_role(performer: Performer, role: Role) -> None:
-    """Bring the record to the role that a QEMU is to be started in.
+async def assume_role(performer: Performer, role: Role) -> bool:
+    """Bring the record to the role that a QEMU is to be started in; return False if that is outdated.
 
     :raises RecordError: it could not be saved.
     :raises ReplicationError: only a failover may bring it there.
+    :raises XenstoreError: xenstored failed.
     """
     if performer.known.role is role:
-        return
+        return True
     if role is Role.PRIMARY:
         raise ReplicationError(NO_PRIMARY)
+    # The start may have been decided before a promotion that wrote the node: it would undo that.
+    if not await performer.host.has_role(performer.domid, role):
+        return False
     # The operator has made the primary of before a secondary.
     await performer.save(
         role=role, promoted=False, in_sync=False, superseded_by=None, peer=None, detached=False
     )
+    return True
 
 
 NO_PRIMARY = (

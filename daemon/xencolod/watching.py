@@ -122,8 +122,7 @@ class Watching:
         await load_record(performer, view, launch.role)
         if performer.known.unfinished:
             await finish_failover(performer, owner.log)
-        else:
-            await assume_role(performer, launch.role)
+        elif await assume_role(performer, launch.role):
             await ready_images(performer, launch.role, owner.log)
             self._prepared = launch
         self._to_prepare = None

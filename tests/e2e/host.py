@@ -32,7 +32,7 @@ XVDA, XVDB, SDA, SDB, HDC = 51712, 51728, 2048, 2064, 5632
 _XENCOLO = [sys.executable, "-c", "from xencolod.cli import main; main()"]
 #: What is said of a domain whose QEMU runs and that has no peer: without a COLO disk, primary, secondary.
 RUNS = {"running", "standalone", "listening"}
-_DAEMON = [sys.executable, "-c", "from xencolod.cli import daemon_main; daemon_main()"]
+_DAEMON = ("-c", "from xencolod.cli import daemon_main; daemon_main()")
 
 
 def until(check: Callable[[], T], what: str, deadline: float = DEADLINE) -> T:
@@ -265,6 +265,7 @@ class Host:
     """xencolod and all around it; :meth:`close` ends every process.
 
     :ivar store: xenstore through pyxs; for the embedded store from :meth:`start` on.
+    :ivar xencolod: Python's arguments that make it xencolod.
     """
 
     def __init__(self, directory: Path, images: Images, xenstore: Path | str) -> None:
@@ -282,6 +283,7 @@ class Host:
         self.link_port, self.nbd_port = free_ports(2, self.address)
         self._gate: FileIO | None = None
         self.environment: dict[str, str] = {}
+        self.xencolod: tuple[str, ...] = _DAEMON
         self.arguments: list[str] = []
         self.configure()
 
@@ -335,7 +337,7 @@ class Host:
         with self.log.open("ab") as log, (self.directory / "stderr").open("ab") as errors:
             return subprocess.Popen(
                 [
-                    *_DAEMON,
+                    *(sys.executable, *self.xencolod),
                     *("--config", str(self.config), "--xenstore", str(self._xenstore)),
                     *self.arguments,
                 ],

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tests.e2e.host import SDA, XVDA, Disk, Host, Images, end, free_ports, until
 from tests.rigs import start_xenstored
@@ -269,6 +269,9 @@ class Member(Host):
         super().close()
 
 
+M = TypeVar("M", bound=Member)
+
+
 @contextmanager
 def frozen(pid: int) -> Iterator[None]:
     """Stop a process; it goes on after the block, if it is there then."""
@@ -299,13 +302,20 @@ def replicating(a: Member, b: Member, **options: Any) -> None:
 @contextmanager
 def site(directory: Path, images: Images, count: int = 2) -> Iterator[list[Member]]:
     """Yield so many hosts, nothing started on them yet."""
+    with site_of(Member, directory, images, count) as members:
+        yield members
+
+
+@contextmanager
+def site_of(kind: type[M], directory: Path, images: Images, count: int) -> Iterator[list[M]]:
+    """Yield so many hosts of a kind, nothing started on them yet."""
     with ExitStack() as stack:
         (port,) = free_ports(1)
-        members = []
+        members: list[M] = []
         for number in range(count):
             own = directory / "abcdef"[number]
             server = stack.enter_context(start_xenstored(own / "xs"))
-            member = Member(own, images, server.socket, f"127.0.0.{number + 1}", port)
+            member = kind(own, images, server.socket, f"127.0.0.{number + 1}", port)
             stack.callback(member.close)
             member.set()
             members.append(member)
