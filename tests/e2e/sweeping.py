@@ -268,7 +268,7 @@ class Fragile(Member):
                 if event["role"] == "primary" and event["generation"]:
                     self.primary_of.add(event["generation"])
 
-    def tells(self, state: str) -> bool:
+    def is_said(self, state: str) -> bool:
         """Tell whether the daemon that runs now has come to this state, and published it."""
         self.tend()
         self.follow()
@@ -288,6 +288,13 @@ class Fragile(Member):
     def generation(self) -> int:
         """The generation that is published."""
         return int(self.store.read(f"/libxl/{DOMID}/colo/generation") or 0)
+
+    def record_of(self, identity: str) -> dict[str, Any]:
+        """Return the domain's record as it is on disk."""
+        found: dict[str, Any] = json.loads(
+            (self.directory / "state" / f"{identity}.json").read_text()
+        )
+        return found
 
     # -- its domain
 

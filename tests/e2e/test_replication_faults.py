@@ -152,8 +152,10 @@ def test_commands_that_make_no_sense(two: list[Member]) -> None:
     assert a.command("detach") == "detach done"
     assert a.command("checkpoint").startswith("checkpoint failed: ")
     for rubbish in (b"dance", b"\xff\xfe\x01rubbish", b"checkpoint --now", b"x" * 3000):
+        mark = a.mark()
         a.store.write(f"{COLO}/command", rubbish)
-        until(lambda: a.store.read(f"{COLO}/command") == "", "rubbish is emptied")
+        a.event("command.failed", since=mark)
+        until(lambda: a.colo("command") == "", "rubbish is emptied")
     failed = len(a.events("command.failed"))
     a.store.write(f"{COLO}/command", "")
     a.store.permit(f"{COLO}/command", f"n{DOMID}", "r0")

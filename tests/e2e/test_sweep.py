@@ -114,7 +114,7 @@ class Rig:
 
         def check() -> bool:
             return (
-                all(m.tells("replicating") for m in (primary, secondary))
+                all(m.is_said("replicating") for m in (primary, secondary))
                 and primary.session is not None
                 and primary.session == secondary.session
             )
@@ -182,7 +182,7 @@ class Rig:
         self.start_daemons(self.a, self.b)
         self.content = filled(self.rng)
         self.b.create(self.identity, filled(self.rng), role="secondary", peer=self.b)
-        self.until(lambda: self.b.tells("listening"), "the secondary listens")
+        self.until(lambda: self.b.is_said("listening"), "the secondary listens")
         self.a.create(self.identity, self.content, role=None, peer=self.b)
         self.replicating(self.a, self.b)
 
@@ -211,7 +211,7 @@ class StartRig(Rig):
                 b.create(self.identity, filled(self.rng), role="secondary", peer=b)
                 state = "listening"
             if member is order[0]:
-                self.until(lambda m=member, s=state: m.tells(s), state)  # type: ignore[misc]
+                self.until(lambda m=member, s=state: m.is_said(s), state)  # type: ignore[misc]
         self.replicating(a, b)
         self.struck(point, a, b)
         self.right(b, self.content, "what the primary holds")
@@ -269,15 +269,15 @@ class FailoverRig(Rig):
         pid = b.pid_of_qemu
         self.arm(point)
         self.command(b, "failover")
-        self.until(lambda: any(map(b.says, _OVER)), "it is seen how far it came")
+        self.until(lambda: any(map(b.is_said, _OVER)), "it is seen how far it came")
         self.struck(point, b)
-        if not b.record["promoted"]:
-            assert not b.record["unfinished"]
+        if not b.record_of(self.identity)["promoted"]:
+            assert not b.record_of(self.identity)["unfinished"]
             if point and point.victim is not Victim.DAEMON:
                 self.nothing_to_take_over()
                 return
             self.again()
-        self.until(lambda: b.tells("promoted"), "the secondary is promoted")
+        self.until(lambda: b.is_said("promoted"), "the secondary is promoted")
         assert b.generation == 2
         self.right_on_disk(b, self.content, "the last checkpoint and what its guest wrote")
         self.right(b, self.content, "the last checkpoint and what its guest wrote")
@@ -289,7 +289,7 @@ class FailoverRig(Rig):
     def begin(self) -> None:
         """Lose the primary."""
         self.a.lose()
-        self.until(lambda: self.b.tells("degraded"), "the secondary has lost its primary")
+        self.until(lambda: self.b.is_said("degraded"), "the secondary has lost its primary")
 
     def again(self) -> None:
         """Give the command once more: nothing was recorded of the first."""
@@ -311,7 +311,7 @@ class FailoverRig(Rig):
         self.stands(a)
         a.kill()
         self.stands(a)
-        assert self.b.tells("promoted")
+        assert self.b.is_said("promoted")
 
     def stands(self, member: Fragile) -> None:
         """Check that a superseded primary's guest stands still, and goes on to."""
@@ -319,7 +319,7 @@ class FailoverRig(Rig):
         def still() -> bool:
             return bool(member.guest("query-status")["status"] != "running")
 
-        self.until(lambda: member.tells("failed"), "the old primary is superseded")
+        self.until(lambda: member.is_said("failed"), "the old primary is superseded")
         self.until(still, "its guest stands")
         member.barrier()
         assert still(), self.story()
@@ -337,7 +337,9 @@ class SwitchRig(FailoverRig):
         """Leave the primary alone."""
 
     def again(self) -> None:
-        self.until(lambda: self.b.tells("replicating") or self.b.tells("degraded"), "it goes on")
+        self.until(
+            lambda: self.b.is_said("replicating") or self.b.is_said("degraded"), "it goes on"
+        )
         super().again()
 
     def nothing_to_take_over(self) -> None:
@@ -364,9 +366,9 @@ class FailbackRig(Rig):
         self.start_daemons(c)
         self.arm(point)
         c.create(self.identity, filled(self.rng), role="secondary", peer=c)
-        self.until(lambda: c.tells("listening"), "the third host listens")
+        self.until(lambda: c.is_said("listening"), "the third host listens")
         alone = ("promoted", "standalone")
-        self.until(lambda: any(map(b.says, alone)), "the primary is alone")
+        self.until(lambda: any(map(b.is_said, alone)), "the primary is alone")
         pid = b.pid_of_qemu
         todo = writes(self.rng)
         b.do(todo)
@@ -391,9 +393,9 @@ class FailbackRig(Rig):
         """Bring up a primary that was a secondary."""
         self.started()
         self.a.lose()
-        self.until(lambda: self.b.tells("degraded"), "the secondary has lost its primary")
+        self.until(lambda: self.b.is_said("degraded"), "the secondary has lost its primary")
         assert self.command(self.b, "failover").startswith("failover done")
-        self.until(lambda: self.b.tells("promoted"), "the secondary is promoted")
+        self.until(lambda: self.b.is_said("promoted"), "the secondary is promoted")
 
 
 # -- running them ---------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ WRITTEN = b"""\
   "peer": null,
   "detached": false,
   "diverged": false,
-  "checksum": "sha256:8441358baf3b2312910e81b1fd2f80695251e817afcbf6f5a6a0fa01b1be30b4"
+  "checksum": "sha256:4a1ed40627b9e12f76608e71894ce0774776d9778f354bc95cf4fa378777eb38"
 }
 """
 
