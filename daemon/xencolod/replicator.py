@@ -12,7 +12,7 @@ import trio
 
 from xencolo.disk import Role
 from xencolo.errors import LinkClosed, LinkError, UnexpectedEvent, XencoloError
-from xencolo.observed import forbidden, hangs_up, needs_fencing, still, supersedes
+from xencolo.observed import forbidden, hangs_up, is_moot, needs_fencing, still, supersedes
 from xencolo.plan import Domain, Launch
 from xencolo.qmp import Event as QmpEvent
 from xencolo.replication import Action, Event, Place, Step, step
@@ -294,6 +294,9 @@ class Replicator:
             linked = self.performer.link is not None
             occurrence.event = still(occurrence.event, self.performer.record, linked=linked)
         event = occurrence.event
+        if is_moot(before, event):
+            occurrence.finish()
+            return False
         try:
             todo = step(self.place, event)
         except UnexpectedEvent as error:

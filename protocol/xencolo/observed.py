@@ -102,6 +102,11 @@ def met(session: str | None, welcome: Welcome, *, equal: bool) -> Event:
     return Event.PEER_EQUAL if equal else Event.PEER_READY
 
 
+def is_moot(place: Place, event: Event) -> bool:
+    """Return whether an event asks for a new beginning that has come meanwhile."""
+    return event in {Event.ACCEPTED, Event.RETRY} and place.state is not State.FAILED
+
+
 def still(event: Event, record: Record | None, *, linked: bool) -> Event:
     """Return what an event means to a primary when its turn has come.
 

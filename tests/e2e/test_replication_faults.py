@@ -180,12 +180,12 @@ def test_commands_that_make_no_sense(two: list[Member]) -> None:
 def test_failover_in_the_middle_of_a_resync(two: list[Member]) -> None:
     a, b = two
     a.set(replication={"resync_speed": 1})
-    listening(b, mib=8)
+    listening(b, mib=24)
     a.start()
-    a.add(peer=b, mib=8)
+    a.add(peer=b, mib=24)
     a.event("resync.progress")
-    until(lambda: a.colo("resync-total") == str(16 << 20), "the progress is published")
-    assert int(a.colo("resync-done") or 0) < 16 << 20
+    until(lambda: a.colo("resync-total") == str(48 << 20), "the progress is published")
+    assert int(a.colo("resync-done") or 0) < 48 << 20
     answer = b.command("failover")
     assert answer.startswith("failover failed: the disks hold no checkpoint of the primary")
     assert "not copied yet is lost" in answer
