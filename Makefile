@@ -14,7 +14,7 @@ PROGRAMS := qemu-system-x86_64 qemu-img gcc systemd-analyze /usr/lib/xen-4.17/bi
 PACKAGES := qemu-system-x86 qemu-utils gcc libc6-dev systemd xen-utils-4.17 libxen-dev \
             python3 python3-venv
 
-.PHONY: demo test sweep bench lint setup system pages lock clean
+.PHONY: demo test sweep bench fuzz lint setup system pages lock clean
 
 demo: setup
 	$(BIN)/python -m tests.rigs xenstored xenstored xenstored -- $(BIN)/xencolo demo
@@ -28,6 +28,14 @@ sweep: setup
 
 bench: setup
 	$(BIN)/python -m tests.bench
+
+# All the readers of what others write, coverage-guided; FUZZ_SECONDS is for all of them together.
+fuzz: setup $(VENV)/.fuzz
+	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} $(BIN)/python -m tests.fuzz
+
+$(VENV)/.fuzz: $(VENV)/.done requirements-fuzz.txt
+	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-fuzz.txt
+	touch $@
 
 lint: setup
 	$(BIN)/ruff check .

@@ -30,6 +30,7 @@ HELLO = Hello(
     disks=(DiskInfo("xvda", "web-xvda", MIB), DiskInfo("sda", "web-sda", MIB)),
 )
 DEADLINE = 20.0
+LAST = (1 << 63) - 1  # the largest generation that a message can hold
 
 
 def changed(**fields: Any) -> Hello:
@@ -70,7 +71,8 @@ class Victim:
         member = self.member
         records = Path(member.directory, "state")
         published = member.store.tree(f"/libxl/{DOMID}/colo")
-        published = {path: value for path, value in published.items() if not path.endswith("/peer")}
+        for told in ("peer", "error"):  # who speaks, and who spoke last
+            published.pop(f"/libxl/{DOMID}/colo/{told}", None)
         images = [Path(disk.image).read_bytes() for disk in member.disks]
         record = {path.name: path.read_bytes() for path in records.iterdir()}
         return published, record, images, member.qemus()
@@ -143,33 +145,35 @@ async def test_a_flood_keeps_no_primary_out(secondary: Victim) -> None:
 # -- who holds the keys, and has nothing to do with the domain ----------------------------------
 
 
-@pytest.mark.parametrize(
-    ("hello", "kind", "words"),
-    [
-        (changed(uuid=OTHER), "domain", "no COLO domain with uuid"),
-        (changed(disks=()), "disks", "the exports are web-sda, web-xvda here"),
-        (changed(disks=HELLO.disks[:1]), "disks", "give the disks the same colo-export"),
-        (changed(disks=(DiskInfo("xvda", "etc-passwd", MIB),)), "disks", "the exports are"),
-        (
-            changed(disks=(HELLO.disks[0], DiskInfo("sda", "web-sda", MIB + 1))),
-            "disks",
-            "make them equal",
-        ),
-        (changed(generation=0), "generation", "the domain is of generation 1 here"),
-    ],
-    ids=["another domain", "no disk", "one of two", "other disks", "longer", "older"],
-)
-async def test_a_hello_of_a_domain_that_is_another(
-    hello: Hello, kind: str, words: str, secondary: Victim
-) -> None:
+OF_ANOTHER: dict[str, tuple[Hello, str, str]] = {
+    "another domain": (changed(uuid=OTHER), "domain", "no COLO domain with uuid"),
+    "no disk": (changed(disks=()), "disks", "the exports are web-sda, web-xvda here"),
+    "one of two": (changed(disks=HELLO.disks[:1]), "disks", "give the disks the same colo-export"),
+    "other disks": (changed(disks=(DiskInfo("xvda", "passwd", MIB),)), "disks", "the exports are"),
+    "longer": (
+        changed(disks=(HELLO.disks[0], DiskInfo("sda", "web-sda", MIB + 1))),
+        "disks",
+        "make them equal",
+    ),
+    "older": (changed(generation=0), "generation", "the domain is of generation 1 here"),
+}
+
+
+async def test_a_hello_of_a_domain_that_is_another(secondary: Victim) -> None:
     before = secondary.is_()
-    async with secondary.link() as link:
-        with pytest.raises(LinkRefused, match=words) as refused:
-            await link.ask(hello)
-        assert refused.value.kind == kind
-        for request in (Prepare(SESSION), Start(SESSION), Checkpoint(SESSION, 1), Detach(SESSION)):
-            with pytest.raises(LinkRefused, match="no hello of this connection was welcomed"):
-                await link.ask(request)
+    for hello, kind, words in OF_ANOTHER.values():
+        async with secondary.link() as link:
+            with pytest.raises(LinkRefused, match=words) as refused:
+                await link.ask(hello)
+            assert refused.value.kind == kind
+            for asked in (
+                Prepare(SESSION),
+                Start(SESSION),
+                Checkpoint(SESSION, 1),
+                Detach(SESSION),
+            ):
+                with pytest.raises(LinkRefused, match="no hello of this connection was welcomed"):
+                    await link.ask(asked)
     assert not secondary.member.events("link.connected")
     assert secondary.is_() == before
 
@@ -229,33 +233,31 @@ async def test_a_second_connection_takes_the_first_ones_place(secondary: Victim)
     assert "another connection has spoken for this domain" in lost["error"]
 
 
-@pytest.mark.parametrize(
-    ("data", "kind"),
-    [
-        (b'{"id":2,"message":{"type":"reboot"}}\n', "wrong"),
-        (encode(2, Prepare(SESSION))[:-9], "closed"),
-        (encode(1, Prepare(SESSION)), "wrong"),
-        (encode(2, Prepare("x; quit")), "wrong"),
-        (encode(2, Prepare("../../../etc")), "wrong"),
-        (b'{"id":2,"message":{"type":"checkpoint","session":"%s","number":1e99}}\n', "wrong"),
-        (b"[" * 60000 + b"\n", "wrong"),
-        (b"x" * (1 << 17), "wrong"),
-    ],
-    ids=lambda value: value[:24].decode() if isinstance(value, bytes) else value,
+RUBBISH: tuple[tuple[bytes, str], ...] = (
+    (b'{"id":2,"message":{"type":"reboot"}}\n', "wrong"),
+    (encode(2, Prepare(SESSION))[:-9], "closed"),
+    (encode(1, Prepare(SESSION)), "wrong"),
+    (encode(2, Prepare("x; quit")), "wrong"),
+    (encode(2, Prepare("../../../etc")), "wrong"),
+    (b'{"id":2,"message":{"type":"checkpoint","session":"%s","number":1e99}}\n', "wrong"),
+    (b"[" * 60000 + b"\n", "wrong"),
+    (b"x" * (1 << 17), "wrong"),
 )
-async def test_rubbish_of_a_peer_ends_its_connection_alone(
-    data: bytes, kind: str, secondary: Victim
-) -> None:
+
+
+async def test_rubbish_of_a_peer_ends_its_connection_alone(secondary: Victim) -> None:
     before = secondary.is_()
-    async with secondary.raw() as stream:
-        await stream.send_all(encode(1, HELLO))
-        assert b"welcome" in await stream.receive_some()
-        await stream.send_all(data)
-        if kind == "wrong":
-            await read_all(stream)
-    lost = secondary.member.event("link.lost", uuid=UUID)
-    assert lost["kind"] == kind
-    assert json.dumps(lost).isprintable()
+    for data, kind in RUBBISH:
+        mark = secondary.member.mark()
+        async with secondary.raw() as stream:
+            await stream.send_all(encode(1, HELLO))
+            assert b"welcome" in await stream.receive_some()
+            await stream.send_all(data)
+            if kind == "wrong":
+                await read_all(stream)
+        lost = secondary.member.event("link.lost", since=mark, uuid=UUID)
+        assert lost["kind"] == kind
+        assert json.dumps(lost).isprintable()
     async with secondary.link() as link:
         assert isinstance(await link.ask(HELLO), Welcome)
     assert secondary.is_() == before
@@ -311,10 +313,10 @@ async def test_a_forged_generation_stops_a_primary_and_never_its_guest(member: M
     member.guest.write(XVDA, 0x11, "0", "64k")
     async with primary.link() as link:
         with pytest.raises(LinkRefused, match="a primary here too"):
-            await link.ask(changed(generation=7))
-    said = member.event("replication.superseded", generation=1, other=7)
+            await link.ask(changed(generation=LAST))
+    said = member.event("replication.superseded", generation=1, other=LAST)
     member.is_("failed")
-    words, path = "another host is the primary of generation 7", f"/libxl/{DOMID}/colo/error"
+    words, path = f"another host is the primary of generation {LAST}", f"/libxl/{DOMID}/colo/error"
     until(lambda: words in (member.store.read(path) or ""), words)
     assert said["domid"] == DOMID
     assert member.qemus() == pids

@@ -1,0 +1,1 @@
+"""Fuzzers: `targets` says what is fed, hypothesis feeds it in the tests and atheris in `make fuzz`."""
