@@ -116,10 +116,14 @@ class Member(Host):
         self._monitor: tuple[int, Monitor] | None = None
         super().__init__(directory, images, xenstore)
         self.address, self.link_port = address, port
-        (self.nbd_port,) = free_ports(1, address)
         self.options: dict[str, dict[str, Any]] = {}
         self.disks: list[Disk] = []
         self.arguments = ["--debug"]
+
+    @property
+    def nbd_port(self) -> int:
+        """The port of the domain's NBD server, where it is a secondary."""
+        return self.port_of(DOMID)
 
     def set(self, **sections: dict[str, Any]) -> None:
         """Configure it, with a second monitor for the test."""
