@@ -10,18 +10,22 @@ from typing import Self
 
 from xencolo import wire
 
-_PAUSE = 0.001
-
 
 class Load:
     """Writes nodes that the daemon watches, in a thread, whatever becomes of xenstored.
 
     :param paths: the nodes, in turn.
+    :param pause: seconds between two writes.
+    :param value: what is written, by default another value each time.
     """
 
-    def __init__(self, path: Path, paths: list[str]) -> None:
+    def __init__(
+        self, path: Path, paths: list[str], *, pause: float = 0.001, value: str | None = None
+    ) -> None:
         self._path = path
         self._paths = paths
+        self._pause = pause
+        self._value = value
         self._ends = threading.Event()
         self._goes_on = threading.Event()
         self._goes_on.set()
@@ -68,9 +72,9 @@ class Load:
                 self._goes_on.wait()
                 return  # over a new connection
             path = self._paths[number % len(self._paths)]
-            payload = wire.strings(path) + str(number).encode()
+            payload = wire.strings(path) + (self._value or str(number)).encode()
             client.sendall(wire.encode(wire.Op.WRITE, number % 1000, 0, payload))
             if not client.recv(4096):
                 return
             self.written += 1
-            time.sleep(_PAUSE)
+            time.sleep(self._pause)

@@ -6,7 +6,7 @@ row: a new node is covered as soon as it has a row.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -283,12 +283,10 @@ def _write(host: Host, disk: Disk, values: Mapping[tuple[str, str], bytes | None
     def change() -> None:
         for (place, name), value in values.items():
             path = f"{getattr(disk, place)}/{name}"
-            put: Callable[[], None] = (
-                (lambda p=path: host.store.delete(p))
-                if value is None
-                else (lambda p=path, v=value: host.store.write(p, v))
-            )
-            put()
+            if value is None:
+                host.store.delete(path)
+            else:
+                host.store.write(path, value)
 
     host.store.together(change)
 
