@@ -3,7 +3,7 @@
 import time
 
 from tests.e2e.host import SDA, XVDA, Host, until
-from tests.e2e.site import DOMID, Member
+from tests.e2e.site import DOMID, Member, replicating
 from tests.faults.load import Load
 from tests.faults.stores import make
 from tests.faults.trial import Trial, rounds
@@ -17,10 +17,7 @@ def killed(trial: Trial) -> None:
     a, b = trial.pair()
     for member in (a, b):
         member.set(daemon={"settle": 0.3}, replication={"grace": 60.0, "retry_max": 0.3})
-    b.start()
-    b.add("secondary")
-    a.start()
-    a.add(peer=b)
+    replicating(a, b)
     pids = {member: _replicating(member) for member in (a, b)}
     for member in (a, b):
         assert member.guest  # connected now, as the next QEMU's monitor has the same path

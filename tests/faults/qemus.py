@@ -4,7 +4,7 @@ import os
 import signal
 
 from tests.e2e.host import SDA, XVDA, Host, until
-from tests.e2e.site import DOMID
+from tests.e2e.site import DOMID, replicating
 from tests.faults.trial import Trial, rounds
 
 _STARTS = 10
@@ -86,10 +86,7 @@ def secondary_stopped(trial: Trial) -> None:
             replication={"qmp_timeout": 1.0, "grace": 1.0, "retry_max": 0.3},
             link={"ping_interval": 0.2, "timeout": 1.0},
         )
-    b.start()
-    b.add("secondary")
-    a.start()
-    a.add(peer=b)
+    replicating(a, b)
     for number in rounds(trial):
         for member in (a, b):
             member.is_("replicating")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.daemon.disk_rig import fill, small_disk
 from tests.e2e.host import XVDB, Host, until
-from tests.e2e.site import DOMID
+from tests.e2e.site import DOMID, replicating
 from tests.faults.trial import Trial, rounds
 
 _DAY = 86400
@@ -102,11 +102,7 @@ def clock_set_back(trial: Trial) -> None:
     for member in (a, b):
         member.set(daemon={"settle": 0.3}, replication={"checkpoint_interval": 0.2})
         member.environment |= {"LD_PRELOAD": str(library), "CLOCK_FILE": str(clock)}
-    b.start()
-    b.add("secondary")
-    a.start()
-    a.add(peer=b)
-    b.is_("replicating")
+    replicating(a, b)
     number = f"/libxl/{DOMID}/colo/checkpoint"
     for turn in rounds(trial):
         until(lambda: a.store.exists(number), "checkpoints are taken")

@@ -6,6 +6,8 @@ from tests.faults.trial import Fault
 FAULTS = (
     Fault("xenstored killed, filled again at once", stores.killed_full, 40, 2),
     Fault("xenstored killed, empty for a while", stores.killed_empty, 40, 1),
+    Fault("oxenstored killed, empty for a while", stores.oxenstored_killed, 20, 0),
+    Fault("xenstored killed while it replicates", stores.killed_replicating, 20),
     Fault("nodes damaged, in memory", nodes.in_memory, 1_000_000, 2000),
     Fault("nodes damaged, under xencolod", nodes.with_daemon, 400, 8),
     Fault("transactions that meet conflicts", quotas.conflicts, 5),
