@@ -14,7 +14,7 @@ PROGRAMS := qemu-system-x86_64 qemu-img gcc systemd-analyze /usr/lib/xen-4.17/bi
 PACKAGES := qemu-system-x86 qemu-utils gcc libc6-dev systemd xen-utils-4.17 libxen-dev \
             python3 python3-venv
 
-.PHONY: demo test sweep bench fuzz lint setup system pages lock clean
+.PHONY: demo test sweep bench faults fuzz lint setup system pages lock clean
 
 demo: setup
 	$(BIN)/python -m tests.rigs xenstored xenstored xenstored -- $(BIN)/xencolo demo
@@ -36,6 +36,9 @@ fuzz: setup $(VENV)/.fuzz
 $(VENV)/.fuzz: $(VENV)/.done requirements-fuzz.txt
 	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-fuzz.txt
 	touch $@
+
+faults: setup
+	$(BIN)/python -m tests.faults $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

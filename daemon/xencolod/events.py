@@ -33,6 +33,13 @@ _EVENTS = (
         ("config", "error"),
         "The configuration can't be used; the one before stays in force.",
     ),
+    Event(
+        "daemon.exhausted",
+        "error",
+        ("error",),
+        "The host has no descriptor, memory or process to spare for what xencolod has to do; it is "
+        "tried again until it has. See LimitNOFILE= of the unit.",
+    ),
     Event("daemon.stopping", "info", ("signal",), "xencolod ends; QEMUs go on."),
     Event("xenstore.connected", "info", ("socket",), "Connected; everything is read anew."),
     Event("xenstore.lost", "error", ("socket", "error"), "Connection lost; retried for ever."),

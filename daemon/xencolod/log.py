@@ -1,7 +1,9 @@
 """The log: structlog set up once, and the one way to write to it."""
 
+import logging
 import os
 import sys
+import time
 from typing import Any, TextIO
 
 import structlog
@@ -13,6 +15,8 @@ Logger = FilteringBoundLogger
 
 # sd-daemon(3): systemd takes the priority of a line from this prefix.
 _PRIORITIES = {"debug": "<7>", "info": "<6>", "warning": "<4>", "error": "<3>"}
+#: Seconds between two lines about connections that can't be accepted; trio tries ten times a second.
+_QUIET = 10.0
 _BOUND = frozenset({"domid", "devid", "vdev"})
 
 
@@ -49,6 +53,21 @@ def _prefix_priority(_logger: WrappedLogger, method: str, line: EventDict | str)
     return f"{_PRIORITIES.get(method, '')}{line}"
 
 
+class _Accepting(logging.Handler):
+    """Logs as an event what trio says of connections that can't be accepted: not each, and no traceback."""
+
+    def __init__(self, logger: Logger) -> None:
+        super().__init__()
+        self._logger = logger
+        self._again_at = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take what trio says."""
+        if time.monotonic() >= self._again_at:
+            self._again_at = time.monotonic() + _QUIET
+            emit(self._logger, "daemon.exhausted", error=record.getMessage())
+
+
 def configure(
     form: str | None = None, *, stream: TextIO | None = None, level: str = "info"
 ) -> Logger:
@@ -79,4 +98,6 @@ def configure(
         cache_logger_on_first_use=False,
     )
     logger: Logger = structlog.get_logger()
+    accepting = logging.getLogger("trio.serve_listeners")
+    accepting.handlers, accepting.propagate = [_Accepting(logger)], False
     return logger

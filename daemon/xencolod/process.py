@@ -140,8 +140,8 @@ class Process:
                 file.seek(0, os.SEEK_END)
                 file.seek(max(self.output_start, file.tell() - _OUTPUT_TAIL))
                 lines = file.read().decode("utf-8", "backslashreplace").splitlines()
-        except FileNotFoundError:
-            return ""
+        except OSError:
+            return ""  # what it was is in the file, for whoever can open it
         return " / ".join(line.strip() for line in lines[-3:])
 
 

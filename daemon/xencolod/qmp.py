@@ -9,6 +9,7 @@ import trio
 
 from xencolo.errors import QmpClosed, QmpProtocolError
 from xencolo.qmp import Event, Greeting, Reply, Session
+from xencolod.exhausted import is_exhausted
 
 _RECEIVE = 1 << 16
 #: Seconds that a line may take to be sent.
@@ -145,6 +146,7 @@ async def _connect(path: str, deadline: float) -> trio.socket.SocketType:
     """Connect; wait only while others wait already.
 
     :raises QmpClosed: nobody listens, or others waited until the deadline.
+    :raises OSError: the host is exhausted; nothing is wrong with QEMU.
     """
     while True:
         try:
@@ -154,6 +156,8 @@ async def _connect(path: str, deadline: float) -> trio.socket.SocketType:
                 busy = f"QMP at {path}: busy; another client may be connected"
                 raise QmpClosed(busy) from None
         except OSError as error:
+            if is_exhausted(error):
+                raise
             raise QmpClosed(f"QMP at {path}: {error}") from None
         await trio.sleep(_BUSY_PAUSE)
 
@@ -178,6 +182,7 @@ async def open_qmp(
 
     :param timeout: seconds for connecting and greeting together.
     :raises QmpClosed: nobody listens, others wait already, or no greeting came in time.
+    :raises OSError: the host is exhausted; nothing is wrong with QEMU.
     :raises QmpCommandError: QEMU refused to leave the capabilities mode.
     """
     deadline = trio.current_time() + timeout

@@ -24,6 +24,7 @@ from xencolo.status import DeviceState, DomainState, DomainStatus
 from xencolod.config import Config
 from xencolod.devices import close, domids, trusted_domids
 from xencolod.dirty import Dirty
+from xencolod.exhausted import patiently
 from xencolod.hub import Hub
 from xencolod.log import emit
 from xencolod.obeying import Obeying
@@ -163,7 +164,8 @@ class Reconciler:
         those that had not got as far as their pid files.
         """
         where = files(self._config, 0)
-        for domid in await trio.to_thread.run_sync(domains_with_qemu, where.runtime):
+        look = partial(trio.to_thread.run_sync, domains_with_qemu, where.runtime)
+        for domid in await patiently(self._log, look):
             if domid not in self._known:
                 await self._supervise(domid)
 
@@ -177,7 +179,8 @@ class Reconciler:
         if not domains:
             self._done(started, 0, 0)
             return
-        views = await self._read(self._client, sorted(domains))
+        reading = partial(self._read, self._client, sorted(domains))
+        views = await patiently(self._log, reading)
         if doubtful := [domid for domid, view in views.items() if self._has_new_errors(view)]:
             # Read while it was written or removed, perhaps: a transaction shows it as it was at once.
             views |= await self._client.transaction(lambda to: self._read(to, doubtful))

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import trio
@@ -13,6 +14,7 @@ from xencolo.plan import Launch, Machine, Phase
 from xencolo.qmp import Event
 from xencolod.argv import launch_in
 from xencolod.config import Config
+from xencolod.exhausted import is_exhausted, patiently
 from xencolod.log import Logger, emit
 from xencolod.places import first_forbidden
 from xencolod.process import Process, adopt, files, spawn
@@ -20,6 +22,8 @@ from xencolod.qmp import Qmp, open_qmp
 
 #: After KILL a process ends at once, unless it hangs in the kernel; then it is said every so often.
 _KILL_TIMEOUT = 30.0
+#: Seconds until a QEMU that no descriptor was left for is spoken to again.
+_SHORTAGE = 1.0
 
 
 @dataclass
@@ -101,21 +105,26 @@ class Supervisor:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled; the QEMU goes on then. Started once it is known whether one lives."""
-        process = adopt(files(self._settings.config, self.domid))
+        process = await patiently(self._log, self._adopted)
         if process:
             self._take_over(process)
         task_status.started()
+        if process:
+            await self._tend(process, launch_in(self.domid, process.argv), fresh=False)
         while True:
-            if process:
-                await self._tend(process, launch_in(self.domid, process.argv), fresh=False)
-                process = None
-            elif self._wanted is None:
-                self._set(Phase.ABSENT)
-                await self._wait_changed()
-            elif self.machine.phase is Phase.FAILED and self.machine.launch == self._wanted:
-                await self._wait_changed()
-            else:
-                await self._bring_up(self._wanted)
+            await patiently(self._log, self._go_on)
+
+    async def _adopted(self) -> Process | None:
+        return adopt(files(self._settings.config, self.domid))
+
+    async def _go_on(self) -> None:
+        if self._wanted is None:
+            self._set(Phase.ABSENT)
+            await self._wait_changed()
+        elif self.machine.phase is Phase.FAILED and self.machine.launch == self._wanted:
+            await self._wait_changed()
+        else:
+            await self._bring_up(self._wanted)
 
     # -- starting --------------------------------------------------------------------------------
 
@@ -138,18 +147,21 @@ class Supervisor:
             return
         if self._wanted != launch:  # since the pause ended
             return
-        self._attempts += 1
         where = files(config, self.domid)
         if process := adopt(where):
             self._take_over(process)
             await self._tend(process, launch_in(self.domid, process.argv), fresh=False)
             return
+        self._attempts += 1
         if refused := first_forbidden(image_drivers(launch.drives), config.images.directories):
             self._start_failed(launch, refused)
             return
         try:
             process = spawn(config, launch, where, xen=self._settings.xen)
         except OSError as error:
+            if is_exhausted(error):
+                self._attempts -= 1  # it is not this QEMU that is wrong
+                raise
             self._start_failed(launch, error.strerror or str(error))
             return
         emit(
@@ -206,6 +218,11 @@ class Supervisor:
                     self.qmp = None
                     error = str(refusal)
                     await self._without_qmp(process, launch, error, fresh=fresh)
+                except OSError as shortage:
+                    if not is_exhausted(shortage):
+                        raise
+                    emit(self._log, "daemon.exhausted", error=str(shortage))
+                    await first(process.wait, partial(trio.sleep, _SHORTAGE))
             ended = True
         finally:
             self.qmp = None

@@ -210,10 +210,11 @@ def _disagreement(
         return MissingNode(paths.backend, node.name)
     if value is None:
         return MissingNode(paths.libxl, node.name)
-    try:
-        _parse(node, paths, paths.backend, copy)
-    except NodeError as error:
-        return error
+    for directory, said in ((paths.backend, copy), (paths.libxl, value)):
+        try:
+            _parse(node, paths, directory, said)
+        except NodeError as error:
+            return error
     return WrongNode(
         paths.backend,
         node.name,

@@ -280,7 +280,8 @@ class Host:
         self._process: subprocess.Popen[bytes] | None = None
         self._ended: list[Foreign] = []
         self.address = "127.0.0.1"
-        self.link_port, self.nbd_port = free_ports(2, self.address)
+        (self.link_port,) = free_ports(1, self.address)
+        self._nbd_ports: dict[int, int] = {}
         self._gate: FileIO | None = None
         self.environment: dict[str, str] = {}
         self.xencolod: tuple[str, ...] = _DAEMON
@@ -455,6 +456,12 @@ class Host:
 
     # -- disks ----------------------------------------------------------------------------------
 
+    def port_of(self, domid: int) -> int:
+        """Return the port of the domain's NBD server, were it a secondary: no two may share one."""
+        if domid not in self._nbd_ports:
+            (self._nbd_ports[domid],) = free_ports(1, self.address)
+        return self._nbd_ports[domid]
+
     def disk(
         self,
         domid: int,
@@ -474,7 +481,7 @@ class Host:
         if colo:
             nodes |= {
                 "colo-host": self.address,
-                "colo-port": str(self.nbd_port),
+                "colo-port": str(self.port_of(domid)),
                 "colo-export": stem,
                 "active-disk": self._image(f"{stem}-active", make=make),
                 "hidden-disk": self._image(f"{stem}-hidden", make=make),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tests.e2e.host import SDA, XVDA, Disk, Host, Images, end, free_ports, until
-from tests.rigs import start_xenstored
+from tests.rigs import Server, start_xenstored
 
 DOMID = 5
 UUID = "5f1a9d3e-0b0c-4c1d-8e2f-3a4b5c6d7e8f"
@@ -107,19 +107,27 @@ class Caller:
 
 
 class Member(Host):
-    """One of the hosts, with the domain that all of them know by one uuid."""
+    """One of the hosts, with the domain that all of them know by one uuid.
+
+    :ivar server: its xenstored.
+    """
 
     def __init__(
-        self, directory: Path, images: Images, xenstore: Path, address: str, port: int
+        self, directory: Path, images: Images, server: Server, address: str, port: int
     ) -> None:
+        self.server = server
         directory.mkdir(parents=True, exist_ok=True)
         self._monitor: tuple[int, Monitor] | None = None
-        super().__init__(directory, images, xenstore)
+        super().__init__(directory, images, server.socket)
         self.address, self.link_port = address, port
-        (self.nbd_port,) = free_ports(1, address)
         self.options: dict[str, dict[str, Any]] = {}
         self.disks: list[Disk] = []
         self.arguments = ["--debug"]
+
+    @property
+    def nbd_port(self) -> int:
+        """The port of the domain's NBD server, where it is a secondary."""
+        return self.port_of(DOMID)
 
     def set(self, **sections: dict[str, Any]) -> None:
         """Configure it, with a second monitor for the test."""
@@ -315,7 +323,7 @@ def site_of(kind: type[M], directory: Path, images: Images, count: int) -> Itera
         for number in range(count):
             own = directory / "abcdef"[number]
             server = stack.enter_context(start_xenstored(own / "xs"))
-            member = kind(own, images, server.socket, f"127.0.0.{number + 1}", port)
+            member = kind(own, images, server, f"127.0.0.{number + 1}", port)
             stack.callback(member.close)
             member.set()
             members.append(member)
