@@ -135,14 +135,14 @@ class TestStatus:
             disk = host.disk(5)
             store.attach(disk)
             events = monitor.wait()
-            while seen[-1:] != ["running"]:
+            while seen[-1:] != ["standalone"]:
                 next(events)
                 state = store.read("/libxl/5/colo/state")
                 seen += [state] if state and seen[-1:] != [state] else []
             store.detach(disk)
             while store.exists("/libxl/5/colo/state"):
                 next(events)
-        assert seen[-1] == "running"
+        assert seen[-1] == "standalone"
         until(lambda: not host.qemus(), "the QEMU has ended with its last disk")
         until(lambda: not store.exists("/libxl/5/colo"), "nothing is said any more")
         assert not store.exists("/local/domain/5/image/device-model-pid")
