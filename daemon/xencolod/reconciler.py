@@ -24,7 +24,7 @@ from xencolo.plan import Domain, Machine, Phase, Plan, Policy, another_guest, dr
 from xencolo.status import DeviceState, DomainState, DomainStatus
 from xencolod.config import Config
 from xencolod.devices import close, domids, trusted_domids
-from xencolod.dirty import Dirty
+from xencolod.dirty import Calm, Dirty
 from xencolod.hub import Hub
 from xencolod.log import emit
 from xencolod.obeying import Obeying
@@ -120,16 +120,20 @@ class Reconciler:
 
     async def follow(self, watch: Watch) -> None:
         """Turn watch events into marks, for ever. They are hints: only their paths count."""
+        calm = Calm()
         while True:
-            for path in await watch.take():
-                self._mark(path)
-
-    def _mark(self, path: str) -> None:
-        if path == "@releaseDomain":
-            for domid in self._crews:
+            paths: set[str] = set()
+            with trio.move_on_after(calm.patience):
+                paths = await watch.take()
+            told = {domid for path in paths for domid in self._concerned(path)}
+            for domid in calm.sift(told, trio.current_time()):
                 self.dirty.mark(domid)
-        elif about := hint(path):
-            self.dirty.mark(about.domid)
+
+    def _concerned(self, path: str) -> Iterable[int | None]:
+        if path == "@releaseDomain":
+            return tuple(self._crews)
+        about = hint(path)
+        return (about.domid,) if about else ()
 
     def connection_changed(self, error: XenstoreError | None) -> None:
         """Note that xenstored came or went; what was written to it counts no more."""
