@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 import trio
 
-#: A domain of which watches tell so often, without a rest between, is then looked at only at times. The
-#: first few are for a toolstack, which writes a guest's disks one after the other.
-_OFTEN, _REST, _AT_TIMES = 16, 0.25, 0.05
+#: How often a domain may be looked at in a second because watches tell of it, and how often on top of that
+#: after a rest: a toolstack writes a guest's disks one after the other.
+_RATE, _BURST = 100.0, 500.0
 
 
 class Dirty:
@@ -46,26 +46,23 @@ class Calm:
 
     def __init__(self) -> None:
         self.waiting: set[int | None] = set()
-        self._told: dict[int | None, tuple[int, float]] = {}
+        # What is left of the burst of each, and when that was reckoned; who is not here has all of it.
+        self._left: dict[int | None, tuple[float, float]] = {}
 
     @property
     def patience(self) -> float:
         """Seconds until what waits is to be sifted again."""
-        return _AT_TIMES if self.waiting else float("inf")
+        return 1 / _RATE if self.waiting else float("inf")
 
     def sift(self, domids: Iterable[int | None], now: float) -> set[int | None]:
         """Return what is to be looked at now, of what is told and of what waits.
 
         :param now: seconds on a clock that only goes forward.
         """
-        self._told = {d: told for d, told in self._told.items() if told[1] > now - _REST}
-        all_of_them = self.waiting.union(domids)
-        due = {domid for domid in all_of_them if self._is_due(domid, now)}
-        self.waiting = all_of_them - due
-        for domid in due:
-            self._told[domid] = self._told.get(domid, (0, now))[0] + 1, now
+        left = {d: min(_BURST, some + (now - at) * _RATE) for d, (some, at) in self._left.items()}
+        told = self.waiting.union(domids)
+        due = {domid for domid in told if left.get(domid, _BURST) >= 1}
+        left |= {domid: left.get(domid, _BURST) - 1 for domid in due}
+        self._left = {domid: (some, now) for domid, some in left.items() if some < _BURST}
+        self.waiting = told - due
         return due
-
-    def _is_due(self, domid: int | None, now: float) -> bool:
-        count, last = self._told.get(domid, (0, now))
-        return count < _OFTEN or now >= last + _AT_TIMES
