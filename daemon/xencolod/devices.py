@@ -9,7 +9,17 @@ from typing import NamedTuple
 import trio
 
 from xencolo import requests
-from xencolo.device import ANSWERS, CLOSED, CLOSING, Device, device_from_answers, read_requests
+from xencolo.device import (
+    CLOSED,
+    CLOSING,
+    LISTINGS,
+    Device,
+    Listings,
+    device_from_answers,
+    listing_requests,
+    listings,
+    read_requests,
+)
 from xencolo.disk import Backend, Disk, Role
 from xencolo.errors import DeviceError, PathError, XencoloError
 from xencolo.nodes import add_requests
@@ -95,32 +105,51 @@ async def read_devices(
 ) -> list[Device | None]:
     """Reconstruct devices from their nodes; None where there is none.
 
-    Xenstored is kept busy: while it answers for some devices, those before are made of their answers.
+    Only nodes that are there are asked for: of a plain disk that is two in three. Xenstored is kept
+    busy: while it answers for some devices, those before are made of their answers.
 
     :raises XenstoreError: xenstored failed; what is wrong with a node is in the device itself.
     """
     devices: list[Device | None] = []
-    asked: deque[tuple[Sequence[DevicePaths], Callable[[], Awaitable[list[Answer]]]]] = deque()
+    asked: deque[_Asked] = deque()
+    names = await to.spread([r for device in paths for r in listing_requests(device)])
+    found = [
+        (device, listings(names[i * LISTINGS : (i + 1) * LISTINGS]))
+        for i, device in enumerate(paths)
+    ]
     for start in range(0, len(paths), _TOGETHER):
-        part = paths[start : start + _TOGETHER]
-        asked.append((part, to.post([r for device in part for r in read_requests(device)])))
+        asked.append(_ask(to, found[start : start + _TOGETHER]))
         if len(asked) > _AHEAD:
-            devices += await _reconstructed(*asked.popleft(), trusted)
-    for part, answers in asked:
-        devices += await _reconstructed(part, answers, trusted)
+            devices += await _reconstructed(asked.popleft(), trusted)
+    for part in asked:
+        devices += await _reconstructed(part, trusted)
     return devices
 
 
-async def _reconstructed(
-    paths: Sequence[DevicePaths],
-    answers: Callable[[], Awaitable[list[Answer]]],
-    trusted: frozenset[int],
-) -> list[Device | None]:
-    said = await answers()
-    return [
-        device_from_answers(device, said[i * ANSWERS : (i + 1) * ANSWERS], trusted)
-        for i, device in enumerate(paths)
-    ]
+class _Asked(NamedTuple):
+    """Devices that were asked for: where each is, which nodes it has, and how many answers come for it."""
+
+    devices: Sequence[tuple[DevicePaths, Listings, int]]
+    answers: Callable[[], Awaitable[list[Answer]]]
+
+
+def _ask(to: Reads, part: Sequence[tuple[DevicePaths, Listings]]) -> _Asked:
+    batch: list[requests.Request] = []
+    devices = []
+    for paths, there in part:
+        questions = read_requests(paths, there)
+        devices.append((paths, there, len(questions)))
+        batch += questions
+    return _Asked(devices, to.post(batch))
+
+
+async def _reconstructed(asked: _Asked, trusted: frozenset[int]) -> list[Device | None]:
+    said = await asked.answers()
+    devices, start = [], 0
+    for paths, there, count in asked.devices:
+        devices.append(device_from_answers(paths, said[start : start + count], trusted, there))
+        start += count
+    return devices
 
 
 # -- adding -------------------------------------------------------------------------------------

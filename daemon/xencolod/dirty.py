@@ -1,6 +1,12 @@
-"""Which domains are to be looked at."""
+"""Which domains are to be looked at, and how soon."""
+
+from collections.abc import Iterable
 
 import trio
+
+#: How often a domain may be looked at in a second because watches tell of it, and how often on top of that
+#: after a rest: a toolstack writes a guest's disks one after the other.
+_RATE, _BURST = 100.0, 500.0
 
 
 class Dirty:
@@ -30,3 +36,33 @@ class Dirty:
         self.everything, self._domids = False, set()
         self._marked = trio.Event()
         return taken
+
+
+class Calm:
+    """Holds back what is told over and over, so that one guest's flood delays no other (XSA-326).
+
+    :ivar waiting: what is held back; None stands for all domains.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: set[int | None] = set()
+        # What is left of the burst of each, and when that was reckoned; who is not here has all of it.
+        self._left: dict[int | None, tuple[float, float]] = {}
+
+    @property
+    def patience(self) -> float:
+        """Seconds until what waits is to be sifted again."""
+        return 1 / _RATE if self.waiting else float("inf")
+
+    def sift(self, domids: Iterable[int | None], now: float) -> set[int | None]:
+        """Return what is to be looked at now, of what is told and of what waits.
+
+        :param now: seconds on a clock that only goes forward.
+        """
+        left = {d: min(_BURST, some + (now - at) * _RATE) for d, (some, at) in self._left.items()}
+        told = self.waiting.union(domids)
+        due = {domid for domid in told if left.get(domid, _BURST) >= 1}
+        left |= {domid: left.get(domid, _BURST) - 1 for domid in due}
+        self._left = {domid: (some, now) for domid, some in left.items() if some < _BURST}
+        self.waiting = told - due
+        return due

@@ -47,6 +47,12 @@ class Obeying:
         self._poked = trio.Event()
         self._distrust: str | None = None
         self._started = False
+        self._working = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether a command is being taken or carried out."""
+        return self._working or self._poked.is_set()
 
     def see(self, command: bytes | None, error: str | None) -> None:
         """Take note that a command waits, or why it is not one."""
@@ -61,6 +67,7 @@ class Obeying:
         while True:
             await self._poked.wait()  # without a deadline: the operator has none
             self._poked = trio.Event()
+            self._working = True
             try:
                 if not self._started:
                     await self._close_old()
@@ -69,6 +76,7 @@ class Obeying:
             except XenstoreError as error:
                 # The node still holds it, or its answer is lost with xenstored.
                 emit(self._owner.log, "xenstore.failed", error=str(error))
+            self._working = False
 
     async def _close_old(self) -> None:
         """Answer what an earlier daemon took and did not live to answer."""

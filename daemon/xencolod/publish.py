@@ -1,5 +1,7 @@
 """Writes what is into xenstore: only what changed, and never for a domain that is gone."""
 
+from collections.abc import Sequence
+
 import trio
 
 from xencolo import requests
@@ -19,7 +21,15 @@ from xencolo.status import (
 )
 from xencolo.wire import Op
 from xencolod.devices import remove_with_empty_parents
-from xencolod.xenstore import Client, Transaction, demand, directory, read
+from xencolod.xenstore import (
+    Asks,
+    Client,
+    Transaction,
+    absent_as_none,
+    demand,
+    directories,
+    directory,
+)
 
 #: What is no state: others write it, the answer stays for who waits for it, and the name of a record for
 #: who has to know that there was one.
@@ -81,12 +91,12 @@ class Publisher:
         pid, state = self._device_model(domid)
 
         async def body(transaction: Transaction) -> bool:
-            if await read(transaction, domain_path(domid)) is None:
-                return False
-            if uuid_of(await read(transaction, f"{domain_path(domid)}/vm")) != uuid:
+            places = [domain_path(domid), f"{domain_path(domid)}/vm", *self._pids(domid)]
+            home, vm, theirs, own = await self._read(transaction, places)
+            if home is None or uuid_of(vm) != uuid:
                 return False
             kept: set[str] = set()
-            if not await self._is_ours(transaction, domid):
+            if theirs is None or theirs != own:
                 kept = {pid, state}
             elif status.state is DomainState.FAILED:
                 # As libxl leaves it: it tells that a device model ran and is dead.
@@ -119,21 +129,23 @@ class Publisher:
             f"{device_model_path(domid, self._own)}/state",
         )
 
-    async def _is_ours(self, transaction: Transaction, domid: int) -> bool:
-        """Whether the device model's nodes tell of a QEMU of xencolod's, of an earlier one's too."""
-        theirs = await read(transaction, self._device_model(domid)[0])
-        return theirs is not None and theirs == await read(
-            transaction, f"{colo_path(domid)}/{QEMU_PID}"
-        )
+    def _pids(self, domid: int) -> tuple[str, str]:
+        """Return where the device model's pid stands, anybody's and xencolod's: alike, it is ours."""
+        return self._device_model(domid)[0], f"{colo_path(domid)}/{QEMU_PID}"
+
+    async def _read(self, to: Asks, paths: Sequence[str]) -> list[bytes | None]:
+        """Return the values of nodes, in one round trip."""
+        return list(map(absent_as_none, await to.batch([*map(requests.read, paths)])))
 
     async def _clear(self, transaction: Transaction, domid: int) -> None:
         """Remove what was said in places of xencolod's own."""
         base = colo_path(domid)
-        names = await directory(transaction, base)
+        errors = f"/local/domain/{self._own}/error/backend/qdisk/{domid}"
+        names, wrong = await directories(transaction, [base, errors])
         doomed = [requests.rm(f"{base}/{name}") for name in names if name not in _INPUTS]
         await demand(transaction, doomed, absent_ok=[Op.RM])
-        errors = f"/local/domain/{self._own}/error/backend/qdisk/{domid}"
-        await remove_with_empty_parents(transaction, errors, depth=3)
+        if wrong:
+            await remove_with_empty_parents(transaction, errors, depth=3)
 
     async def _prune(self, transaction: Transaction, stale: list[str]) -> None:
         for path in stale:
@@ -149,9 +161,10 @@ class Publisher:
         base = colo_path(domid)
 
         async def body(transaction: Transaction) -> None:
-            ours = await self._is_ours(transaction, domid)
+            places = [domain_path(domid), *self._pids(domid)]
+            home, theirs, own = await self._read(transaction, places)
             await self._clear(transaction, domid)
-            if await read(transaction, domain_path(domid)) is None:
+            if home is None:
                 await remove_with_empty_parents(transaction, base, depth=1)
                 await remove_with_empty_parents(
                     transaction, device_model_path(domid, self._own), depth=0
@@ -159,7 +172,7 @@ class Publisher:
                 return
             if not await directory(transaction, base):
                 await demand(transaction, [requests.rm(base)], absent_ok=[Op.RM])
-            if ours:
+            if theirs is not None and theirs == own:
                 for path in self._device_model(domid):
                     await remove_with_empty_parents(transaction, path, depth=1)
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
+from typing import NamedTuple
 
 import trio
 
@@ -23,7 +24,7 @@ from xencolo.plan import Domain, Machine, Phase, Plan, Policy, another_guest, dr
 from xencolo.status import DeviceState, DomainState, DomainStatus
 from xencolod.config import Config
 from xencolod.devices import close, domids, trusted_domids
-from xencolod.dirty import Dirty
+from xencolod.dirty import Calm, Dirty
 from xencolod.exhausted import patiently
 from xencolod.hub import Hub
 from xencolod.log import emit
@@ -44,23 +45,36 @@ from xencolod.xenstore import Client, Reads, Watch, demand, read
 _RECHECK = 5.0
 #: A pass that xenstored failed, or that found its store empty, is repeated after this many seconds.
 _RETRY = 0.5
+#: So many domains are read and settled together: what a pass holds does not grow with the host.
+_TOGETHER = 128
 
 
-@dataclass
-class _Known:
-    """What the last cycle saw of a domain: the difference to it is what gets logged."""
+class _Crew(NamedTuple):
+    """Who works for one domain; most domains of a host have no COLO disk, and need nobody."""
 
     supervisor: Supervisor
     replicator: Replicator
     obeying: Obeying
     scope: trio.CancelScope
+
+
+@dataclass(slots=True)
+class _Known:
+    """What the last cycle saw of a domain: the difference to it is what gets logged."""
+
+    crew: _Crew | None = None
     devices: Mapping[int, Device] = field(default_factory=dict)
     complaints: Mapping[tuple[int, str, str], str] = field(default_factory=dict)
-    suspicions: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     status: DomainStatus | None = None
     role_error: str | None = None
-    recheck: bool = False
     unsaid: bool = False
+
+    @property
+    def machine(self) -> Machine:
+        return self.crew.supervisor.machine if self.crew else _NO_MACHINE
+
+
+_NO_MACHINE = Machine()
 
 
 class Reconciler:
@@ -76,7 +90,9 @@ class Reconciler:
         self._publisher = Publisher(client, self._config.daemon.domid)
         self.dirty = Dirty()
         self.first_pass = trio.Event()
-        self.counts = (0, 0)
+        # Domains that somebody works for, and those that no watch tells all of.
+        self._crews: dict[int, _Crew] = {}
+        self._recheck: set[int] = set()
         # Domains that were known when the store had lost them, and have not been seen in it since.
         self._unproven: set[int] = set()
         self._lost: str | None = None
@@ -89,6 +105,14 @@ class Reconciler:
         qemu = self._config.qemu
         return Policy(qemu.restart, Form(qemu.form), qemu.memory, closes=not self._settings.xen)
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many domains are managed, and how many disks are known."""
+        return (
+            len([known for known in self._known.values() if known.status]),
+            sum(len(known.devices) for known in self._known.values()),
+        )
+
     # -- events ----------------------------------------------------------------------------------
 
     def roots(self) -> tuple[str, ...]:
@@ -97,16 +121,20 @@ class Reconciler:
 
     async def follow(self, watch: Watch) -> None:
         """Turn watch events into marks, for ever. They are hints: only their paths count."""
+        calm = Calm()
         while True:
-            for path in await watch.take():
-                self._mark(path)
-
-    def _mark(self, path: str) -> None:
-        if path == "@releaseDomain":
-            for domid in self._known:
+            paths: set[str] = set()
+            with trio.move_on_after(calm.patience):
+                paths = await watch.take()
+            told = {domid for path in paths for domid in self._concerned(path)}
+            for domid in calm.sift(told, trio.current_time()):
                 self.dirty.mark(domid)
-        elif about := hint(path):
-            self.dirty.mark(about.domid)
+
+    def _concerned(self, path: str) -> Iterable[int | None]:
+        if path == "@releaseDomain":
+            return tuple(self._crews)
+        about = hint(path)
+        return (about.domid,) if about else ()
 
     def connection_changed(self, error: XenstoreError | None) -> None:
         """Note that xenstored came or went; what was written to it counts no more."""
@@ -121,8 +149,8 @@ class Reconciler:
 
     def start_over(self) -> None:
         """Look at everything again, at what was given up too."""
-        for known in self._known.values():
-            known.supervisor.retry()
+        for crew in self._crews.values():
+            crew.supervisor.retry()
         self.dirty.mark()
 
     # -- cycles ----------------------------------------------------------------------------------
@@ -135,9 +163,8 @@ class Reconciler:
             await self.dirty.wait(self._patience(rescan_at))
             if trio.current_time() >= rescan_at:
                 self.dirty.mark()
-            for domid, known in self._known.items():
-                if known.recheck:
-                    self.dirty.mark(domid)
+            for domid in self._recheck:
+                self.dirty.mark(domid)
             if self.dirty.everything:
                 rescan_at = trio.current_time() + self._config.daemon.rescan
             await self._client.wait_connected()
@@ -151,7 +178,7 @@ class Reconciler:
 
     def _patience(self, rescan_at: float) -> float:
         left = max(0.0, rescan_at - trio.current_time())
-        return min(left, _RECHECK) if any(k.recheck for k in self._known.values()) else left
+        return min(left, _RECHECK) if self._recheck else left
 
     def _mark_again(self, domains: Iterable[int], *, everything: bool) -> None:
         for domid in domains:
@@ -166,21 +193,25 @@ class Reconciler:
         where = files(self._config, 0)
         look = partial(trio.to_thread.run_sync, domains_with_qemu, where.runtime)
         for domid in await patiently(self._log, look):
-            if domid not in self._known:
-                await self._supervise(domid)
+            if domid not in self._crews:
+                await self._supervise(domid, self._known.setdefault(domid, _Known()))
 
     async def _cycle(self, domains: set[int], *, everything: bool) -> None:
         started = trio.current_time()
         own = self._config.daemon.domid
-        await self._recognise(own)
+        if await self._recognise(own) and not everything:
+            self.dirty.mark()
         if everything:
             await self._adopt()
             domains = domains | set(await domids(self._client, own)) | self._known.keys()
-        if not domains:
-            self._done(started, 0, 0)
-            return
-        reading = partial(self._read, self._client, sorted(domains))
-        views = await patiently(self._log, reading)
+        devices, wanted = 0, sorted(domains)
+        for start in range(0, len(wanted), _TOGETHER):
+            devices += await self._look(wanted[start : start + _TOGETHER])
+        self._done(started, len(wanted), devices)
+
+    async def _look(self, domids: Sequence[int]) -> int:
+        """Read domains and settle them; return how many devices they have."""
+        views = await patiently(self._log, partial(self._read, self._client, domids))
         if doubtful := [domid for domid, view in views.items() if self._has_new_errors(view)]:
             # Read while it was written or removed, perhaps: a transaction shows it as it was at once.
             views |= await self._client.transaction(lambda to: self._read(to, doubtful))
@@ -192,11 +223,11 @@ class Reconciler:
             for view in views.values():
                 seen = view._replace(block_devices=found.block_devices)
                 nursery.start_soon(self._settle, seen, found.missing.get(view.domid, {}))
-        self._done(started, len(views), sum(len(view.devices) for view in views.values()))
+        return sum(len(view.devices) for view in views.values())
 
     async def _read(self, to: Reads, domids: Sequence[int]) -> dict[int, Domain]:
         own = self._config.daemon.domid
-        ours = {domid: known.supervisor.machine.pid for domid, known in self._known.items()}
+        ours = {domid: crew.supervisor.machine.pid for domid, crew in self._crews.items()}
         return await read_domains(
             to, domids, own, trusted_domids(own), ours, xen=self._settings.xen
         )
@@ -210,8 +241,8 @@ class Reconciler:
             for error in device.errors
         )
 
-    async def _recognise(self, own: int) -> None:
-        """Look for the daemon's mark: a store without it is another than the one of the pass before.
+    async def _recognise(self, own: int) -> bool:
+        """Look for the daemon's mark: a store without it is another than the one before; tell if it is.
 
         Such a store has lost what it held. Until a domain is seen in it as it was, its absence does
         not tell that it has gone, and its QEMU is left alone. What does not know even this domain is
@@ -221,7 +252,7 @@ class Reconciler:
         """
         home, mark = domain_path(own), mark_path(own)
         if await read(self._client, mark) is not None:
-            return
+            return False
         self._unproven = set(self._known)
         filled = await read(self._client, home) is not None
         if self._known or not filled:
@@ -230,22 +261,18 @@ class Reconciler:
             await trio.sleep(_RETRY)
             filled = await read(self._client, home) is not None
         await demand(self._client, [requests.write(mark, version("xencolo"))])
-        self.dirty.mark()
+        return True
 
     def _proves(self, view: Domain) -> bool:
         """Whether a store that had lost a domain tells enough of it: all its disks, or another guest."""
         known = self._known[view.domid]
         return view.exists and (
-            another_guest(known.supervisor.machine.launch, view)
+            another_guest(known.machine.launch, view)
             or known.devices.keys() <= view.devices.keys() != set()
         )
 
     def _done(self, started: float, domains: int, devices: int) -> None:
         seconds = round(trio.current_time() - started, 4)
-        self.counts = (
-            len([known for known in self._known.values() if known.status]),
-            sum(len(known.devices) for known in self._known.values()),
-        )
         if not self.first_pass.is_set():
             self.first_pass.set()
             emit(self._log, "daemon.ready", domains=domains, devices=devices, seconds=seconds)
@@ -270,8 +297,8 @@ class Reconciler:
     def _has_all(self, view: Domain, policy: Policy) -> bool:
         """Whether the QEMU was started with every disk: it keeps them, whatever became of the files."""
         known = self._known.get(view.domid)
-        launch = known.supervisor.machine.launch if known else None
-        if not known or not launch or known.supervisor.machine.phase is not Phase.RUNNING:
+        launch = known.machine.launch if known else None
+        if not known or not launch or known.machine.phase is not Phase.RUNNING:
             return False
         return launch.drives == drives_of(view, policy, {}, launch).arguments
 
@@ -281,23 +308,22 @@ class Reconciler:
         known = self._known.get(view.domid)
         if known is None and not (view.devices or view.managed or view.published):
             return
-        known = known or await self._supervise(view.domid)
-        launch = known.supervisor.machine.launch
-        view = as_recorded(view, known.replicator.performer.record, launch)
+        known = known or self._known.setdefault(view.domid, _Known())
+        if known.crew is None and (view.managed or view.command):
+            await self._supervise(view.domid, known)
+        if known.crew:
+            record = known.crew.replicator.performer.record
+            view = as_recorded(view, record, known.machine.launch)
         policy = self._policy()
-        decided = plan(view, known.supervisor.machine, policy, missing)
+        decided = plan(view, known.machine, policy, missing)
         unsized = not (policy.memory or view.memory)
-        known.recheck = (
+        recheck = (
             bool(missing)
             or any_forbidden(view)
             or (view.managed and (unsized or view.foreign is not None))
         )
-        # Before anything is started: whether it may be is the replicator's to say.
-        known.replicator.see(self._seen(view, known))
-        known.supervisor.want(decided.launch)
-        known.obeying.see(view.command, view.command_error)
-        if decided.status:
-            decided = decided._replace(status=known.replicator.overlay(decided.status))
+        if known.crew:
+            decided = self._instruct(known.crew, view, decided)
         self._say(view, known, decided, missing)
         known.devices = view.devices
         try:
@@ -305,17 +331,37 @@ class Reconciler:
             for devid in decided.closed:
                 await self._close(view.devices[devid])
         except XenstoreError as error:
-            known.recheck = True
+            self._recheck.add(view.domid)
             emit(self._log, "xenstore.failed", domid=view.domid, error=str(error))
             return
+        (self._recheck.add if recheck else self._recheck.discard)(view.domid)
         # Not before it is withdrawn: a QEMU may have ended while its ending was still published.
-        if decided.status is None and not view.devices and known.supervisor.machine == Machine():
-            known.scope.cancel()
+        if decided.status is None and known.machine == _NO_MACHINE:
+            self._dismiss(view, known)
+
+    def _instruct(self, crew: _Crew, view: Domain, decided: Plan) -> Plan:
+        """Tell who works for a domain what was seen and decided; return that with what they add."""
+        # Before anything is started: whether it may be is the replicator's to say.
+        crew.replicator.see(self._seen(view, crew.supervisor))
+        crew.supervisor.want(decided.launch)
+        crew.obeying.see(view.command, view.command_error)
+        if decided.status is None:
+            return decided
+        return decided._replace(status=crew.replicator.overlay(decided.status))
+
+    def _dismiss(self, view: Domain, known: _Known) -> None:
+        """Let those go who have nothing to do, and forget a domain that has nothing."""
+        crew = known.crew
+        if crew and not (view.devices and (view.command or crew.obeying.busy)):
+            crew.scope.cancel()
             self._hub.remove(view.domid)
+            del self._crews[view.domid]
+            known.crew = None
+        if not view.devices:
+            self._recheck.discard(view.domid)
             del self._known[view.domid]
 
-    def _seen(self, view: Domain, known: _Known) -> Seen:
-        supervisor = known.supervisor
+    def _seen(self, view: Domain, supervisor: Supervisor) -> Seen:
         colo = [device for device in view.devices.values() if device.is_colo]
         return Seen(
             view,
@@ -326,22 +372,22 @@ class Reconciler:
             _refusal(view),
         )
 
-    async def _supervise(self, domid: int) -> _Known:
+    async def _supervise(self, domid: int, known: _Known) -> None:
         replicator = Replicator(domid, self._hub, lambda: supervisor.renew(), self.dirty.mark)  # noqa: PLW0108 - made next
         supervisor = Supervisor(domid, self._settings, self.dirty.mark, replicator)
         obeying = Obeying(replicator, self._client)
-        known = self._known[domid] = _Known(supervisor, replicator, obeying, trio.CancelScope())
+        crew = _Crew(supervisor, replicator, obeying, trio.CancelScope())
+        known.crew = self._crews[domid] = crew
         self._hub.add(replicator)
 
         async def run(*, task_status: trio.TaskStatus[None]) -> None:
-            with known.scope:
+            with crew.scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(replicator.run)
                     nursery.start_soon(obeying.run)
                     await supervisor.run(task_status=task_status)
 
         await self._nursery.start(run)
-        return known
 
     async def _publish(self, view: Domain, known: _Known, decided: Plan) -> None:
         said, known.status = known.status is not None or known.unsaid, decided.status

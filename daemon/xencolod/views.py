@@ -73,7 +73,8 @@ def _listings(domid: int, own_domid: int) -> tuple[str, str]:
     )
 
 
-def _domain_requests(domid: int, own_domid: int) -> list[requests.Request]:
+def domain_requests(domid: int, own_domid: int) -> list[requests.Request]:
+    """Return what is read of a domain before its devices are."""
     nodes = _Nodes.of(domid)
     return [
         *map(requests.read, nodes),
@@ -101,7 +102,7 @@ async def read_domains(
     :param xen: whether libxl may be the one that runs device models here.
     :raises XenstoreError: xenstored failed.
     """
-    batch = [request for domid in domids for request in _domain_requests(domid, own_domid)]
+    batch = [request for domid in domids for request in domain_requests(domid, own_domid)]
     answers = await to.spread(batch)
     heads = {domid: answers[i * _COUNT : (i + 1) * _COUNT] for i, domid in enumerate(domids)}
     places = [

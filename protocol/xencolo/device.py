@@ -6,7 +6,7 @@ same.
 """
 
 import errno
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from xencolo.errors import (
 from xencolo.nodes import BACKEND_NODES, LIBXL_NODES, Fields, Need, Node
 from xencolo.paths import DevicePaths, parse_backend
 from xencolo.requests import Request
-from xencolo.wire import Op, parse_permissions, writers
+from xencolo.wire import Op, parse_permissions, split, writers
 
 Answer = bytes | StoreError
 
@@ -67,31 +67,74 @@ class Device(NamedTuple):
         return not self.online and self.state in {CLOSING, CLOSED}
 
 
+#: Plain numbers: they are compared and hashed for every node.
+_READ, _GET_PERMS = int(Op.READ), int(Op.GET_PERMS)
 #: What is asked of each directory; the empty name is the directory itself.
 _OF_LIBXL = (
-    (Op.GET_PERMS, ""),
-    *((Op.READ, node.name) for node in _DESCRIPTION),
-    *((Op.GET_PERMS, node.name) for node in _DESCRIPTION),
+    (_GET_PERMS, ""),
+    *((_READ, node.name) for node in _DESCRIPTION),
+    *((_GET_PERMS, node.name) for node in _DESCRIPTION),
 )
 _OF_BACKEND = (
-    (Op.GET_PERMS, ""),
-    *((Op.READ, name) for name in _LIVE),
-    *((Op.READ, node.name) for node in _COPIED),
+    (_GET_PERMS, ""),
+    *((_READ, name) for name in _LIVE),
+    *((_READ, node.name) for node in _COPIED),
 )
-_OF_FRONTEND = ((Op.READ, "backend"),)
+_OF_FRONTEND = ((_READ, "backend"),)
+_QUESTIONS = {"libxl": _OF_LIBXL, "backend": _OF_BACKEND}
+#: How many answers belong to :func:`listing_requests`.
+LISTINGS = 2
 
-#: How many answers belong to one device.
-ANSWERS = len(_OF_LIBXL) + len(_OF_BACKEND) + len(_OF_FRONTEND)
+
+class Listings(NamedTuple):
+    """Which nodes a device has, as ``DIRECTORY`` answers; None where nobody knows.
+
+    :ivar libxl: the toolstack's copy.
+    :ivar backend: the backend's directory.
+    """
+
+    libxl: bytes | None = None
+    backend: bytes | None = None
 
 
-def read_requests(paths: DevicePaths) -> list[Request]:
+def listing_requests(paths: DevicePaths) -> list[Request]:
+    """Return what tells which nodes a device has; the answers go to :func:`listings`."""
+    return [requests.directory(paths.libxl), requests.directory(paths.backend)]
+
+
+def listings(answers: Sequence[Answer]) -> Listings:
+    """Return what the answers to :func:`listing_requests` tell; too long a list tells nothing.
+
+    :raises StoreError: an answer that is an error other than ENOENT or E2BIG.
+    """
+    return Listings(*map(_listing, answers))
+
+
+def _listing(answer: Answer) -> bytes | None:
+    if isinstance(answer, StoreError) and answer.errno == errno.E2BIG:
+        return None
+    return _value(answer) or b""
+
+
+@lru_cache(maxsize=1024)
+def _questions(directory: str, listing: bytes | None) -> tuple[tuple[int, str], ...]:
+    """Return what is to be asked of a directory; nearly all devices have the same few lists of nodes."""
+    if listing is None:
+        return _QUESTIONS[directory]
+    names = {"", *(name.decode("ascii", "replace") for name in split(listing))}
+    return tuple(question for question in _QUESTIONS[directory] if question[1] in names)
+
+
+def read_requests(paths: DevicePaths, there: Listings = Listings()) -> list[Request]:  # noqa: B008 - a value
     """Return what to read of a device; the answers go to :func:`device_from_answers`.
 
     The order does not matter to xenstored, so they may be spread over several connections.
+
+    :param there: nodes that are not there are not asked for; by default all are.
     """
     return [
-        *requests.below(paths.libxl, _OF_LIBXL),
-        *requests.below(paths.backend, _OF_BACKEND),
+        *requests.below(paths.libxl, _questions("libxl", there.libxl)),
+        *requests.below(paths.backend, _questions("backend", there.backend)),
         *requests.below(paths.frontend, _OF_FRONTEND),
     ]
 
@@ -105,30 +148,32 @@ def _value(answer: Answer) -> bytes | None:
 
 
 def device_from_answers(
-    paths: DevicePaths, answers: Sequence[Answer], trusted: frozenset[int]
+    paths: DevicePaths,
+    answers: Sequence[Answer],
+    trusted: frozenset[int],
+    there: Listings = Listings(),  # noqa: B008 - a value
 ) -> Device | None:
     """Return the device that the answers to :func:`read_requests` describe; None if there is none.
 
     :param trusted: the domids whose word is taken: dom0's and the daemon's own.
+    :param there: as it was given to :func:`read_requests`.
     :raises StoreError: an answer that is an error other than ENOENT.
     """
-    values = [_value(answer) for answer in answers]
-    rest = iter(values)
-    libxl_perms = next(rest)
-    told = {node.name: next(rest) for node in _DESCRIPTION}
-    guarded = {node.name: next(rest) for node in _DESCRIPTION}
-    backend_perms = next(rest)
-    live = {name: next(rest) for name in _LIVE}
-    served = {node.name: next(rest) for node in _COPIED}
-    frontend_backend = next(rest)
-    if backend_perms is None and (libxl_perms is None or _served_elsewhere(told["backend"], paths)):
+    rest = iter(answers)
+    told, guarded = _sorted(_questions("libxl", there.libxl), rest)
+    served, served_guarded = _sorted(_questions("backend", there.backend), rest)
+    frontend_backend = _value(next(rest))
+    libxl_perms, backend_perms = guarded.pop(""), served_guarded[""]
+    if backend_perms is None and (
+        libxl_perms is None or _served_elsewhere(told.get("backend"), paths)
+    ):
         return None
     told_by_toolstack = {f"{paths.libxl}/{name}": p for name, p in guarded.items()}
     errors: list[NodeError] = [
         *_distrust({paths.libxl: libxl_perms, **told_by_toolstack}, trusted),
         *_distrust({paths.backend: backend_perms}, trusted | {paths.backend_domid}),
     ]
-    is_colo = any(d[name] is not None for d in (told, served) for name in COLO_FIELDS.values())
+    is_colo = any(d.get(name) is not None for d in (told, served) for name in COLO_FIELDS.values())
     fields: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for node in _DESCRIPTION:
@@ -144,10 +189,21 @@ def device_from_answers(
         None if errors else _disk(fields, sources, paths, errors, is_colo=is_colo),
         is_colo,
         tuple(errors),
-        _state(live["state"]),
-        live["online"] != b"0",
+        _state(served.get("state")),
+        served.get("online") != b"0",
         _suspicions(paths, frontend_backend),
     )
+
+
+def _sorted(
+    questions: Iterable[tuple[int, str]], answers: Iterator[Answer]
+) -> tuple[dict[str, bytes | None], dict[str, bytes | None]]:
+    """Return the values and the permissions that are the answers, by name."""
+    values: dict[str, bytes | None] = {}
+    permissions: dict[str, bytes | None] = {}
+    for (op, name), answer in zip(questions, answers, strict=False):
+        (values if op == _READ else permissions)[name] = _value(answer)
+    return values, permissions
 
 
 def _distrust(
@@ -192,8 +248,8 @@ def _field(
     is_colo: bool,
 ) -> Fields:
     """Return what one node says, in the toolstack's copy and in the backend's directory alike."""
-    value = told[node.name]
-    copy = served.get(node.name, value)
+    value = told.get(node.name)
+    copy = value if node.name == "backend" else served.get(node.name)
     if value != copy:
         raise _disagreement(node, paths, value, copy)
     if value is None:

@@ -10,12 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xencolo.device import ANSWERS, Device, device_from_answers, read_requests
+from xencolo.device import (
+    Device,
+    Listings,
+    device_from_answers,
+    listing_requests,
+    listings,
+    read_requests,
+)
 from xencolo.disk import COLO_FIELDS, Backend, Disk, Format
 from xencolo.errors import StoreError
 from xencolo.nodes import BACKEND_NODES, LIBXL_NODES, Need, add_requests
 from xencolo.paths import DevicePaths
-from xencolo.wire import Op, split
+from xencolo.wire import Op, split, strings
 
 PATHS = DevicePaths(5, 51712)
 DRIVER_DOMAIN = DevicePaths(5, 51712, 3)
@@ -26,6 +33,8 @@ PLACES = {
     "LX": "/libxl/5/device/vbd/51712",
 }
 TRUSTED = frozenset({0})
+#: What is asked for when nobody knows which nodes there are.
+EVERYTHING = Listings()
 
 PLAIN = Disk(vdev="xvda", pdev_path="/srv/a.img", backend=Backend.QDISK, format=Format.RAW)
 COLO = msgspec.structs.replace(
@@ -77,8 +86,13 @@ class Nodes:
                 del self.values[name]
         return self
 
-    def answers(self) -> list[bytes | StoreError]:
-        return [self._answer(op, split(payload)[0]) for op, payload in read_requests(self.paths)]
+    def answers(self, there: Listings = EVERYTHING) -> list[bytes | StoreError]:
+        asked = read_requests(self.paths, there)
+        return [self._answer(op, split(payload)[0]) for op, payload in asked]
+
+    def listings(self) -> Listings:
+        asked = listing_requests(self.paths)
+        return listings([self._answer(op, split(payload)[0]) for op, payload in asked])
 
     def _answer(self, op: int, name: bytes) -> bytes | StoreError:
         path = name.decode()
@@ -86,11 +100,27 @@ class Nodes:
             return StoreError(errno.ENOENT, Op(op).name, path)
         if op == Op.READ:
             return self.values[path]
+        if op == Op.DIRECTORY:
+            names = {
+                p[len(path) + 1 :].partition("/")[0] for p in self.values if p.startswith(path)
+            }
+            return strings(*sorted(names - {""}))
         inherited = self.permissions.get(path.rpartition("/")[0], b"")
         return self.permissions.get(path, inherited)
 
     def device(self, trusted: frozenset[int] = TRUSTED) -> Device | None:
-        return device_from_answers(self.paths, self.answers(), trusted)
+        """Return the device; it is the same whether all nodes are asked for, or those that are there."""
+        there = self.listings()
+        few = device_from_answers(self.paths, self.answers(there), trusted, there)
+        all_of_them = device_from_answers(self.paths, self.answers(), trusted)
+        assert _comparable(few) == _comparable(all_of_them)
+        return few
+
+
+def _comparable(device: Device | None) -> tuple[Device, list[tuple[str, str]]] | None:
+    if device is None:
+        return None
+    return device._replace(errors=()), [(error.kind, str(error)) for error in device.errors]
 
 
 def errors_of(device: Device | None) -> list[tuple[str, str]]:
@@ -115,8 +145,28 @@ def test_what_was_written_is_read_back(disk: Disk, paths: DevicePaths) -> None:
     assert device == Device(paths, whole, disk.colo_enable, (), 1, True, ())
 
 
-def test_there_are_as_many_answers_as_requests() -> None:
-    assert len(read_requests(PATHS)) == ANSWERS
+def test_only_nodes_that_are_there_are_asked_for() -> None:
+    nodes = Nodes(PLAIN)
+    asked = {request.path for request in read_requests(PATHS, nodes.listings())}
+    live = {f"{PATHS.backend}/{name}" for name in ("state", "online")}
+    assert asked < nodes.values.keys()
+    assert live < asked
+    assert not any("colo" in path or path.endswith("-disk") for path in asked)
+
+
+def test_too_long_a_listing_tells_nothing() -> None:
+    nodes = Nodes(PLAIN)
+    there = listings([StoreError(errno.E2BIG), StoreError(errno.E2BIG)])
+    assert there == EVERYTHING
+    assert device_from_answers(PATHS, nodes.answers(there), TRUSTED, there) == nodes.device()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_listing_that_is_another_error_is_raised(number: int) -> None:
+    answers: list[bytes | StoreError] = [b"", b""]
+    answers[number] = StoreError(errno.EACCES)
+    with pytest.raises(StoreError):
+        listings(answers)
 
 
 ALIKE: dict[str, tuple[Disk, Changes, dict[str, Any]]] = {
@@ -450,7 +500,7 @@ def test_a_frontend_that_points_elsewhere_is_told_and_not_followed(value: bytes 
 # -- whatever comes -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", range(ANSWERS))
+@pytest.mark.parametrize("number", range(len(read_requests(PATHS))))
 @pytest.mark.parametrize("error", [errno.EACCES, errno.EIO])
 def test_another_error_than_absence_is_raised(number: int, error: int) -> None:
     answers = Nodes(COLO).answers()

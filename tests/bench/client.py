@@ -1,31 +1,26 @@
-"""``make bench``: our client against pyxs's, the same requests to the same real server in one run.
+"""Our client against pyxs's, the same requests to the same real server in one run.
 
 Reading: 1,000 COLO disks of 250 domains are found and reconstructed; pyxs then makes the very requests
 that we made, one after the other, as its Client does. Adding: 200 disks of 50 domains, each in one
 transaction, several domains at a time where pyxs takes one disk after the other. It is done in a store
 that holds nothing else, in the one that holds the 1,000 disks, and there once more one by one.
-The exit status says whether the targets are met, by the C xenstored; oxenstored is for information.
+Targets are for the C xenstored; oxenstored is for information.
 """
 
-import os
 import statistics
-import sys
-import tempfile
-import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import pyxs
 import trio
-from rich.console import Console
-from rich.table import Table
 
+from tests.bench.store import DISKS_PER_DOMAIN, disks_of, prepare
+from tests.bench.table import Row, stopwatch
 from tests.rigs import Server, start_oxenstored, start_xenstored
 from xencolo import requests
-from xencolo.disk import Backend, Disk, Format
+from xencolo.disk import Disk
 from xencolo.nodes import add_requests
 from xencolo.paths import DevicePaths
 from xencolo.requests import Request
@@ -34,7 +29,6 @@ from xencolod import devices
 from xencolod.xenstore import Answer, Client, demand, open_client
 
 DOMAINS = 250
-DISKS_PER_DOMAIN = 4
 ADDED = 200
 CONNECTIONS = 4
 READ_TARGET, ADD_TARGET = 6.0, 4.0
@@ -44,36 +38,7 @@ FIRST_ADDED = 1000
 TRUSTED = devices.trusted_domids(0)
 
 
-def colo_disk(domid: int, number: int) -> Disk:
-    image = f"/var/lib/xen/images/guest-{domid}-{number}"
-    return Disk(
-        vdev=f"xvd{chr(ord('a') + number)}",
-        pdev_path=f"{image}.raw",
-        backend=Backend.QDISK,
-        format=Format.RAW,
-        colo_enable=True,
-        colo_host="secondary.example.org",
-        colo_port=9000,
-        colo_export=f"guest-disk{number}",
-        active_disk=f"{image}.active.qcow2",
-        hidden_disk=f"{image}.hidden.qcow2",
-    )
-
-
-def disks_of(domids: Sequence[int]) -> list[tuple[DevicePaths, Disk]]:
-    disks = [(d, colo_disk(d, n)) for d in domids for n in range(DISKS_PER_DOMAIN)]
-    return [(DevicePaths(domid, disk.devid), disk) for domid, disk in disks]
-
-
 # -- ours ------------------------------------------------------------------------------------------
-
-
-async def prepare(client: Client, domids: Sequence[int]) -> None:
-    """Make domains with disks, without transactions: nobody is looking yet."""
-    homes = [requests.write(f"/local/domain/{d}/name", f"guest-{d}") for d in domids]
-    await demand(client, homes + [requests.mkdir(f"/libxl/{d}") for d in domids])
-    for paths, disk in disks_of(domids):
-        await demand(client, add_requests(disk, paths), absent_ok=[Op.RM])
 
 
 async def reconstruct(client: Client) -> None:
@@ -174,38 +139,9 @@ class Targets(NamedTuple):
     read: float | None = None
 
 
-class Result(NamedTuple):
-    """Medians in seconds.
-
-    :ivar target: the ratio to reach; None where it is for information.
-    """
-
-    what: str
-    disks: int
-    requests: int
-    ours: float
-    pyxs: float
-    target: float | None
-
-    @property
-    def ratio(self) -> float:
-        return self.pyxs / self.ours
-
-    @property
-    def missed(self) -> bool:
-        return self.target is not None and self.ratio < self.target
-
-
-@contextmanager
-def stopwatch(times: list[float]) -> Iterator[None]:
-    began = time.perf_counter()
-    yield
-    times.append(time.perf_counter() - began)
-
-
 async def measure_reading(
     client: Client, foreign: pyxs.Client, name: str, target: float | None, rounds: int
-) -> Result:
+) -> Row:
     recorder = Recorder(client)
     await reconstruct(recorder)
     calls = [as_call(request) for request in recorder.seen]
@@ -218,13 +154,13 @@ async def measure_reading(
         with stopwatch(theirs):
             perform(foreign, calls)
     disks = DOMAINS * DISKS_PER_DOMAIN
-    medians = statistics.median(ours), statistics.median(theirs)
-    return Result(f"read, {name}", disks, len(calls), *medians, target)
+    what = f"read {disks} disks, {len(calls)} requests, {name}"
+    return Row(what, statistics.median(ours), "pyxs", statistics.median(theirs), target)
 
 
 async def measure_adding(
     client: Client, foreign: pyxs.Client, name: str, target: float | None, rounds: int, add: Add
-) -> Result:
+) -> Row:
     domids = range(FIRST_ADDED, FIRST_ADDED + ADDED // DISKS_PER_DOMAIN)
     await demand(client, [requests.mkdir(f"/local/domain/{d}") for d in domids])
     await demand(client, [requests.mkdir(f"/libxl/{d}") for d in domids])
@@ -239,9 +175,7 @@ async def measure_adding(
         with stopwatch(theirs):
             add_pyxs(foreign, transactions)
         await forget(client, domids)
-    count = sum(len(calls) + 2 for calls in transactions)
-    medians = statistics.median(ours), statistics.median(theirs)
-    return Result(name, ADDED, count, *medians, target)
+    return Row(name, statistics.median(ours), "pyxs", statistics.median(theirs), target)
 
 
 async def forget(client: Client, domids: Sequence[int]) -> None:
@@ -250,11 +184,11 @@ async def forget(client: Client, domids: Sequence[int]) -> None:
     await demand(client, [requests.rm(kind.format(d)) for d in domids for kind in kinds])
 
 
-async def measure(server: Server, name: str, targets: Targets, rounds: int) -> list[Result]:
+async def measure(server: Server, name: str, targets: Targets, rounds: int) -> list[Row]:
     async with open_client(server.socket, connections=CONNECTIONS, timeout=60) as client:
         with pyxs.Client(unix_socket_path=str(server.socket)) as foreign:
             adding = partial(measure_adding, client, foreign, rounds=rounds)
-            what = f"add, {name}"
+            what = f"add {ADDED} disks, {name}"
             results = [await adding(f"{what}, new store", targets.add_new, add=add_together)]
             await prepare(client, range(1, DOMAINS + 1))
             results += [
@@ -265,50 +199,10 @@ async def measure(server: Server, name: str, targets: Targets, rounds: int) -> l
             return results
 
 
-def show(results: Sequence[Result]) -> None:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    table = Table(title=f"{os.cpu_count()} cores, {memory:.0f} GiB; medians", title_justify="left")
-    for heading in (
-        "",
-        "disks",
-        "requests",
-        "xencolo",
-        "a disk",
-        "pyxs",
-        "a disk",
-        "ratio",
-        "target",
-    ):
-        table.add_column(heading, justify="left" if not heading else "right")
-    for result in results:
-        table.add_row(
-            result.what,
-            str(result.disks),
-            str(result.requests),
-            f"{result.ours:.3f} s",
-            f"{result.ours / result.disks * 1e6:.0f} µs",
-            f"{result.pyxs:.3f} s",
-            f"{result.pyxs / result.disks * 1e6:.0f} µs",
-            f"{result.ratio:.1f}",
-            "" if result.target is None else f"≥ {result.target:g}",
-        )
-    Console(width=110 if not sys.stdout.isatty() else None).print(table)
-
-
-def main() -> int:
-    results: list[Result] = []
-    with tempfile.TemporaryDirectory(prefix="bench-") as directory:
-        with start_xenstored(Path(directory, "c")) as server:
-            targets = Targets(ADD_TARGET, ADD_TARGET, READ_TARGET)
-            results += trio.run(measure, server, "xenstored", targets, ROUNDS)
-        with start_oxenstored(Path(directory, "o")) as server:
-            results += trio.run(measure, server, "oxenstored", Targets(), 1)
-    show(results)
-    missed = [result.what for result in results if result.missed]
-    if missed:
-        sys.stderr.write(f"target missed: {', '.join(missed)}\n")
-    return 1 if missed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def run(directory: Path) -> list[Row]:
+    """Compare with pyxs."""
+    with start_xenstored(directory / "c") as server:
+        targets = Targets(ADD_TARGET, ADD_TARGET, READ_TARGET)
+        rows = trio.run(measure, server, "xenstored", targets, ROUNDS)
+    with start_oxenstored(directory / "o") as server:
+        return rows + trio.run(measure, server, "oxenstored", Targets(), 1)

@@ -1,0 +1,145 @@
+"""From a device's commit to its published state, alone and among 10,000 others; and those at rest.
+
+Another client, pyxs, commits a COLO disk whose image is missing, and sees that published, without a QEMU.
+A bare pyxs Monitor (``bare.py``) is measured in the same store: it makes the same reads, and writes one node.
+"""
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyxs
+import trio
+
+from tests.bench.client import as_call, perform
+from tests.bench.daemon import Daemon
+from tests.bench.store import DISKS_PER_DOMAIN, colo_disk, crowd, homes
+from tests.bench.table import Row, percentile
+from tests.rigs import Server, start_xenstored
+from xencolo import requests
+from xencolo.nodes import add_requests
+from xencolo.paths import DevicePaths
+from xencolod.xenstore import open_client
+
+OTHERS = 10_000
+#: Devices that are committed, one after the other, for each figure.
+COMMITS = 100
+#: Domains whose disks are committed come after the others.
+FIRST = 20_000
+#: Seconds to look at a daemon at rest, and what it may take in a minute of them.
+REST, IDLE = 15.0, 0.1
+
+
+@contextmanager
+def bare(server: Server) -> Iterator[None]:
+    """Run the bare Monitor."""
+    command = [sys.executable, "-m", "tests.bench.bare", str(server.socket)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    process.stdout.readline()
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+class Committer:
+    """Another client, which commits disks and waits to see that they were seen."""
+
+    def __init__(self, server: Server) -> None:
+        self._path = str(server.socket)
+        self._next = FIRST
+
+    def latencies(self, told: Callable[[DevicePaths], str], count: int = COMMITS) -> list[float]:
+        """Return how long each takes until its node is there; ``told`` says which that is."""
+        domids = range(self._next, self._next + count)
+        self._next += count
+        times = []
+        with pyxs.Client(unix_socket_path=self._path) as client, client.monitor() as monitor:
+            perform(client, [as_call(request) for request in homes(domids)])
+            events = monitor.wait()
+            for domid in domids:
+                disk = colo_disk(domid, 0)
+                paths = DevicePaths(domid, disk.devid)
+                node = told(paths).encode()
+                monitor.watch(node, b"told")
+                next(events)
+                calls = [as_call(request) for request in add_requests(disk, paths)]
+                client.transaction()
+                perform(client, calls)
+                client.commit()
+                began = time.perf_counter()
+                while not client.exists(node):
+                    next(events)
+                times.append(time.perf_counter() - began)
+                monitor.unwatch(node, b"told")
+                gone = (paths.backend, paths.frontend, paths.libxl)
+                perform(client, [as_call(requests.rm(path)) for path in gone])
+        return times
+
+
+def by_daemon(paths: DevicePaths) -> str:
+    """Return the node that xencolod publishes a disk's state in."""
+    return f"/libxl/{paths.domid}/colo/device/{paths.devid}/state"
+
+
+def by_bare(paths: DevicePaths) -> str:
+    """Return the node that the bare Monitor writes."""
+    return f"/libxl/{paths.domid}/bare"
+
+
+async def _crowd(server: Server) -> None:
+    async with open_client(server.socket, connections=4, timeout=60) as client:
+        await crowd(client, range(1, OTHERS // DISKS_PER_DOMAIN + 1))
+
+
+def _latency(server: Server, committer: Committer, name: str) -> list[Row]:
+    with bare(server):
+        theirs = committer.latencies(by_bare)
+    with Daemon(server.directory / f"daemon-{len(name)}", server.socket) as daemon:
+        ours = committer.latencies(by_daemon)
+        del daemon
+    return [
+        Row(f"commit to published, {what}{name}", figure(ours), "a bare Monitor", figure(theirs), 1)
+        for what, figure in (("median", statistics.median), ("99 %", lambda t: percentile(t, 99)))
+    ]
+
+
+def _idle(server: Server) -> list[Row]:
+    with Daemon(server.directory / "idle", server.socket) as daemon:
+        daemon.wait_events("device.found", OTHERS)
+        time.sleep(2)
+        cpu, wakeups = daemon.cpu, daemon.wakeups
+        time.sleep(REST)
+        cpu, wakeups = daemon.cpu - cpu, daemon.wakeups - wakeups
+    per_minute = cpu * 60 / REST
+    return [
+        Row(f"at rest with {OTHERS}, CPU in a minute", per_minute, "allowed", IDLE, 1),
+        Row(
+            f"at rest with {OTHERS}, wake-ups in {REST:g} s",
+            wakeups,
+            "none but rescans",
+            1,
+            1,
+            unit="",
+        ),
+    ]
+
+
+def run(directory: Path) -> list[Row]:
+    """Compare with a bare Monitor, and 10,000 devices with none."""
+    with start_xenstored(directory / "store") as server:
+        committer = Committer(server)
+        alone = _latency(server, committer, ", alone")
+        trio.run(_crowd, server)
+        among = _latency(server, committer, f", {OTHERS} others")
+        not_worse = [
+            Row(row.what, row.ours, "alone, twice", few.ours * 2, 1)
+            for few, row in zip(alone, among, strict=True)
+        ]
+        return [*alone, *among, *not_worse, *_idle(server)]
