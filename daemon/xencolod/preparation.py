@@ -2,7 +2,7 @@
 
 from xencolo.disk import Role
 from xencolo.errors import ImageError, ReplicationError
-from xencolo.paths import colo_path, domain_path
+from xencolo.paths import colo_path
 from xencolo.plan import Domain, Launch
 from xencolo.record import Record
 from xencolo.status import RECORD
@@ -30,6 +30,14 @@ def as_recorded(view: Domain, record: Record | None, running: Launch | None) -> 
     return view._replace(promoted=record.promoted or bool(record.unfinished))
 
 
+_NO_UUID = "the domain has no uuid (/local/domain/{}/vm), by which its generation is kept: create it with one"
+
+
+def nameless(view: Domain, role: Role) -> str | None:
+    """Return why a primary can't have a record, and so no secondary; it runs all the same."""
+    return None if view.uuid or role is not Role.PRIMARY else _NO_UUID.format(view.domid)
+
+
 async def load_record(performer: Performer, view: Domain, role: Role) -> None:
     """Give the performer the domain's record; a domain that has none begins one in this role.
 
@@ -37,10 +45,7 @@ async def load_record(performer: Performer, view: Domain, role: Role) -> None:
     :raises ReplicationError: the domain has no uuid, or its record is lost.
     """
     if not view.uuid:
-        raise ReplicationError(
-            f"the domain has no uuid ({domain_path(view.domid)}/vm), by which its generation is kept: "
-            f"create it with one"
-        )
+        raise ReplicationError(_NO_UUID.format(view.domid))
     records, uuid = performer.host.records, view.uuid.lower()
     record = await records.load(uuid)
     if record is None:

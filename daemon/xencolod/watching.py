@@ -13,7 +13,7 @@ from xencolo.qmp import Event as QmpEvent
 from xencolo.replication import Action, Event, Place, Step
 from xencolo.status import DomainState, Resync
 from xencolod.log import emit
-from xencolod.preparation import assume_role, finish_failover, load_record, ready_images
+from xencolod.preparation import assume_role, finish_failover, load_record, nameless, ready_images
 
 if TYPE_CHECKING:
     from xencolod.replicator import Replicator
@@ -119,6 +119,10 @@ class Watching:
         if view is None:
             return
         owner.place = Place(launch.role, _S.LAUNCHING)
+        if nameless(view, launch.role):
+            self._prepared, self._to_prepare = launch, None
+            owner.changed()
+            return
         await load_record(performer, view, launch.role)
         if performer.known.unfinished:
             await finish_failover(performer, owner.log)
@@ -135,6 +139,9 @@ class Watching:
         owner, performer = self._owner, self._performer
         seen = owner.seen
         if seen is None or seen.launch is None:
+            return
+        if why := nameless(seen.view, seen.launch.role):
+            owner.push(Event.CLEAN, why)
             return
         await load_record(performer, seen.view, seen.launch.role)
         record = performer.known

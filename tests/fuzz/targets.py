@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from xencolo import command, diskspec, link, paths, record, requests, wire
-from xencolo.device import ANSWERS, device_from_answers
+from xencolo.device import device_from_answers, read_requests
 from xencolo.disk import Role, disk_from_json, disk_to_json
 from xencolo.drives import Form, domain_drives, image_drivers
 from xencolo.errors import (
@@ -99,7 +99,8 @@ def specification(data: bytes) -> None:
 
 def nodes(data: bytes) -> None:
     """The nodes of a device: a line for each answer, ``-`` where it is absent."""
-    lines = [*data.split(b"\n"), *[b"-"] * ANSWERS][:ANSWERS]
+    count = len(read_requests(PLACE))
+    lines = [*data.split(b"\n"), *[b"-"] * count][:count]
     absent = StoreError(2, "READ", "/x")
     answers = [absent if line == b"-" else line for line in lines]
     device = device_from_answers(PLACE, answers, frozenset({0}))
