@@ -294,6 +294,7 @@ async def test_a_recorded_connection_says_nothing_when_it_is_played_again(
             await link.ask(Prepare(SESSION))
         nursery.cancel_scope.cancel()
     member.event("link.lost", uuid=UUID)
+    until(lambda: member.store.read(f"/libxl/{DOMID}/colo/error"), "that it has gone is published")
     before, count = secondary.is_(), len(member.events("link.connected"))
     async with await trio.open_tcp_stream(member.address, member.link_port) as stream:
         await stream.send_all(recorded)
