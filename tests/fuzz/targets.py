@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from xencolo import command, diskspec, link, paths, record, requests, wire
-from xencolo.device import ANSWERS, device_from_answers
+from xencolo.device import device_from_answers, read_requests
 from xencolo.disk import Role, disk_from_json, disk_to_json
 from xencolo.drives import Form, domain_drives, image_drivers
 from xencolo.errors import (
@@ -33,6 +33,7 @@ from xencolod import config, keys
 
 CORPUS = Path(__file__).parent / "corpus"
 PLACE = paths.DevicePaths(5, 51712)
+ANSWERS = len(read_requests(PLACE))
 
 
 def _is_said(error: Exception) -> None:
