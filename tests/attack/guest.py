@@ -1,8 +1,11 @@
 """A guest that speaks to a real xenstored through its ring page, as its kernel may."""
 
-import threading
+import multiprocessing
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
 
 from tests.e2e.host import Disk, Store
 from tests.rigs import Server
@@ -41,15 +44,12 @@ class Guest:
         """Set permissions; return ``OK`` or the error."""
         return self.ask(Op.SET_PERMS, path, wire.strings(*permissions))
 
-    def flood(self, path: str, until: threading.Event) -> int:
-        """Write a node again and again; return how often."""
-        count = 0
-        while not until.is_set():
-            for number in range(_BURST):
-                self._send(Op.WRITE, path, str(number).encode())
-            assert all(packet.op == Op.WRITE for packet in self._answers(_BURST))
-            count += _BURST
-        return count
+    def burst(self, path: str) -> int:
+        """Write a node many times at once; return how often."""
+        for number in range(_BURST):
+            self._send(Op.WRITE, path, str(number).encode())
+        assert all(packet.op == Op.WRITE for packet in self._answers(_BURST))
+        return _BURST
 
     def _send(self, op: Op, path: str, value: bytes) -> None:
         self._rq_id += 1
@@ -72,23 +72,43 @@ def guest(store: Store, server: Server, domid: int) -> Iterator[Guest]:
 
 
 class Flood:
-    """A thread in which a guest writes a node all the time."""
+    """A process in which a guest writes a node all the time, while it is told to."""
 
-    def __init__(self, guest: Guest, path: str) -> None:
-        self.count = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(guest, path))
-        self._thread.start()
+    def __init__(self, directory: Path, domid: int, path: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._on, self._ready, self._end = context.Event(), context.Event(), context.Event()
+        self._count = context.Value("q", 0)
+        events = (self._on, self._ready, self._end, self._count)
+        self._process = context.Process(target=_flood, args=(directory, domid, path, *events))
+        self._process.start()
+        assert self._ready.wait(DEADLINE)
 
-    def _run(self, guest: Guest, path: str) -> None:
-        self.count = guest.flood(path, self._stop)
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Flood as long as the block lasts."""
+        self._on.set()
+        try:
+            yield
+        finally:
+            self._on.clear()
 
     def end(self) -> int:
         """End it; return how many writes it was."""
-        self._stop.set()
-        self._thread.join(DEADLINE)
-        assert not self._thread.is_alive()
-        return self.count
+        self._end.set()
+        self._on.set()
+        self._process.join(DEADLINE)
+        assert self._process.exitcode == 0
+        return int(self._count.value)
+
+
+def _flood(
+    directory: Path, domid: int, path: str, on: Event, ready: Event, end: Event, count: Any
+) -> None:
+    with GuestRing(directory, domid) as ring:
+        guest = Guest(ring)
+        ready.set()
+        while on.wait() and not end.is_set():
+            count.value += guest.burst(path)
 
 
 def copies(disk: Disk) -> list[str]:

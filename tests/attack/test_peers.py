@@ -71,7 +71,7 @@ class Victim:
         member = self.member
         records = Path(member.directory, "state")
         published = member.store.tree(f"/libxl/{DOMID}/colo")
-        for told in ("peer", "error"):  # who speaks, and who spoke last
+        for told in ("peer", "error", "session"):  # who speaks, spoke last, and has prepared what
             published.pop(f"/libxl/{DOMID}/colo/{told}", None)
         images = [Path(disk.image).read_bytes() for disk in member.disks]
         record = {path.name: path.read_bytes() for path in records.iterdir()}

@@ -33,6 +33,7 @@ from xencolod import config, keys
 
 CORPUS = Path(__file__).parent / "corpus"
 PLACE = paths.DevicePaths(5, 51712)
+ANSWERS = len(read_requests(PLACE))
 
 
 def _is_said(error: Exception) -> None:
