@@ -51,6 +51,12 @@ _EVENTS = (
         "for what else is.",
     ),
     Event("xenstore.failed", "error", ("error",), "A request failed; the pass will be repeated."),
+    Event(
+        "log.full",
+        "warning",
+        ("lines",),
+        "The disk that the log is written to was full; so many lines are missing.",
+    ),
     Event("embedded.listening", "info", ("socket",), "The in-memory store is served there."),
     Event("device.found", "info", ("backend", "colo"), "A disk was read."),
     Event("device.changed", "info", ("backend", "colo"), "A disk's nodes changed."),

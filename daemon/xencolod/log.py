@@ -1,9 +1,12 @@
 """The log: structlog set up once, and the one way to write to it."""
 
+import errno
 import logging
 import os
+import stat
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, TextIO
 
 import structlog
@@ -17,6 +20,7 @@ Logger = FilteringBoundLogger
 _PRIORITIES = {"debug": "<7>", "info": "<6>", "warning": "<4>", "error": "<3>"}
 #: Seconds between two lines about connections that can't be accepted; trio tries ten times a second.
 _QUIET = 10.0
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _BOUND = frozenset({"domid", "devid", "vdev"})
 
 
@@ -39,6 +43,13 @@ def is_journal(stream: TextIO, environment: dict[str, str]) -> bool:
     except OSError:
         return False
     return environment.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def _is_file(out: TextIO) -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(out.fileno()).st_mode)
+    except OSError:
+        return False
 
 
 def _printable(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
@@ -68,6 +79,47 @@ class _Accepting(logging.Handler):
             emit(self._logger, "daemon.exhausted", error=record.getMessage())
 
 
+class _Lines:
+    """Writes the lines unbuffered and each whole; a full disk is waited out, and ends nothing."""
+
+    def __init__(self, out: TextIO, on_room: Callable[[int], None]) -> None:
+        self._out = out
+        self._on_room = on_room
+        self._rest = b""  # of a line that there was not room enough for
+        self._lost = 0
+
+    def msg(self, line: str) -> None:
+        """Write a line, or lose it to a full disk.
+
+        :raises OSError: it can't be written for another reason.
+        """
+        data = f"{line}\n".encode("utf-8", "backslashreplace")
+        self._rest = self._write(self._rest)
+        if self._rest:
+            self._lost += 1
+            return
+        self._rest = self._write(data)
+        if self._rest == data:
+            self._rest = b""
+            self._lost += 1
+        elif self._lost:
+            lost, self._lost = self._lost, 0
+            self._on_room(lost)
+
+    def _write(self, data: bytes) -> bytes:
+        """Write what there is room for; return the rest."""
+        while data:
+            try:
+                data = data[os.write(self._out.fileno(), data) :]
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                return data
+        return data
+
+    debug = info = warning = error = msg
+
+
 def configure(
     form: str | None = None, *, stream: TextIO | None = None, level: str = "info"
 ) -> Logger:
@@ -94,10 +146,13 @@ def configure(
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(file=out),
+        logger_factory=lambda: writer,
         cache_logger_on_first_use=False,
     )
     logger: Logger = structlog.get_logger()
+    writer: Any = structlog.PrintLogger(out)
+    if _is_file(out):
+        writer = _Lines(out, lambda lost: emit(logger, "log.full", lines=lost))
     accepting = logging.getLogger("trio.serve_listeners")
     accepting.handlers, accepting.propagate = [_Accepting(logger)], False
     return logger

@@ -200,7 +200,10 @@ def _primary_rows() -> Iterator[tuple[Key, Step]]:
 
     for state in (_S.STANDALONE, _S.DEGRADED, _S.PROMOTED):
         yield from _primary_alone(state)
+    for state in (_S.STANDALONE, _S.PROMOTED):
         yield _row(_P, state, _E.ACTION_FAILED, then=_S.FAILED)
+    # The guest's writes may hang in the connection to a secondary whose QEMU hangs, and QEMU with them.
+    yield _row(_P, _S.DEGRADED, _E.ACTION_FAILED, *_CLEAN_UP, during=_S.FAILED, then=_S.DEGRADED)
     yield _row(_P, _S.DEGRADED, _E.PEER_AGREES, then=_S.REPLICATING)
     yield _row(_P, _S.DEGRADED, _E.QEMU_ERROR, *_CLEAN_UP, then=_S.DEGRADED)
 

@@ -12,6 +12,7 @@ import pytest
 import structlog
 
 import xencolod
+from tests.daemon.disk_rig import fill, small_disk
 from xencolod.events import CATALOGUE
 from xencolod.log import configure, emit, is_journal
 
@@ -291,3 +292,17 @@ def test_nothing_is_logged_around_the_catalogue() -> None:
             and call.func.attr.removeprefix("a") in _METHODS
         ]
     assert not around
+
+
+def test_a_full_disk_loses_whole_lines_and_says_how_many(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", "64k") as disk, (disk / "log").open("w") as stream:
+        logger = configure("json", stream=stream)
+        filler = fill(disk)
+        for _ in range(100):
+            emit(logger, "daemon.ready", domains=1, devices=1, seconds=0.1)
+        filler.unlink()
+        emit(logger, "daemon.ready", domains=1, devices=1, seconds=0.1)
+        events = [json.loads(line) for line in (disk / "log").read_text().splitlines()]
+    (full,) = [event for event in events if event["event"] == "log.full"]
+    assert full["lines"] > 0
+    assert full["lines"] + len(events) - 1 == 101

@@ -257,16 +257,22 @@ def with_daemon(trial: Trial) -> None:
         hurt = next(choices)
         said, mark = " and ".join(map(str, hurt)), host.mark()
         _write(host, disk, {_path_of(d): d.value for d in hurt})
+        expected = errors.expected(hurt)
+        until(lambda m=mark, e=expected: _named(host, m) >= e, f"{said} is said")  # type: ignore[misc]
         host.barrier()
-        named = {e["node"] for e in host.events("device.error", since=mark)}
-        assert named == errors.expected(hurt), said
-        assert host.store.exists(disk.error) == bool(named), said
+        assert _named(host, mark) == expected, said
+        wrong = bool(expected)
+        until(lambda w=wrong: host.store.exists(disk.error) == w, f"{said} is published")  # type: ignore[misc]
         assert host.qemus() == [pid], said
         _write(host, disk, {_path_of(d): values.get(_path_of(d)) for d in hurt})
         until(lambda: _is_right(host, disk), f"{said}, and mended")
         assert _described(host) == right
     assert host.qemus() == [pid]
     assert host.has_open(5, disk.image)
+
+
+def _named(host: Host, mark: int) -> set[str]:
+    return {event["node"] for event in host.events("device.error", since=mark)}
 
 
 def _choices(trial: Trial, single: Sequence[Damage]) -> Iterator[tuple[Damage, ...]]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.attack.guest import guest
-from tests.e2e.host import Host
+from tests.e2e.host import Host, until
 from tests.faults.load import Load
 from tests.faults.trial import Trial, rounds
 from tests.rigs import Server, start_oxenstored, start_xenstored
@@ -26,7 +26,7 @@ def conflicts(trial: Trial) -> None:
         # Each of its transactions reads where it publishes; so does each of these change it.
         with Load(server.socket, [f"/local/domain/{domid}/vm"], pause=0, value=_vm(host, domid)):
             host.store.attach(host.disk(domid))
-            host.event("xenstore.failed", since=mark, domid=domid)
+            until(lambda d=domid, m=mark: _tried(host, d, m), "it has tried")  # type: ignore[misc]
             assert host.alive
             assert host.qemu(5) == pid
             other = 100 + number
@@ -35,6 +35,12 @@ def conflicts(trial: Trial) -> None:
         host.published(domid)
         for one in (domid, other):
             host.store.destroy(one)
+
+
+def _tried(host: Host, domid: int, mark: int) -> bool:
+    """Tell whether it gave a transaction up, or found a gap in which one went through."""
+    failed = host.events("xenstore.failed", since=mark, domid=domid)
+    return bool(failed) or host.calm(domid)
 
 
 def _vm(host: Host, domid: int) -> str:

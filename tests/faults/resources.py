@@ -61,6 +61,26 @@ def no_room_for_images(trial: Trial) -> None:
         active.unlink()
 
 
+def no_room_for_the_log(trial: Trial) -> None:
+    """The log is on a full disk: the work goes on, and the log too when there is room."""
+    path = trial.stack.enter_context(small_disk(trial.directory / "small", "256k"))
+    host = trial.host()
+    host.log = path / "events"
+    host.start()
+    for number in rounds(trial):
+        mark, filler = host.mark(), fill(path)
+        for domid in range(5, 8):
+            host.domain(domid)
+            host.published(domid)
+        filler.unlink()
+        host.barrier()
+        assert host.event("log.full", since=mark)["lines"] > 0
+        for domid in range(5, 8):
+            host.store.destroy(domid)
+        until(lambda: not host.qemus(), "they end")
+        assert host.alive, f"{number}: {host.stderr()}"
+
+
 def no_descriptors(trial: Trial) -> None:
     """The daemon may open no file more: what needs one fails, is said, and is done later."""
     host = trial.host()

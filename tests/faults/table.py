@@ -15,6 +15,7 @@ FAULTS = (
     Fault("a guest's quota used up, oxenstored", quotas.guest_full_oxenstored, 5),
     Fault("no room for the state", resources.no_room_for_state, 10),
     Fault("no room for the images", resources.no_room_for_images, 10),
+    Fault("no room for the log", resources.no_room_for_the_log, 10),
     Fault("no descriptors left", resources.no_descriptors, 20),
     Fault("the clock set back", resources.clock_set_back, 5),
     Fault("QEMU ends at its start, ten times", qemus.ends_at_its_start, 5),
