@@ -108,7 +108,7 @@ async def make_whole(chain: Chain) -> None:
     size = await length(chain.secondary, chain.format)
     for path in (chain.hidden, chain.active):
         own = await length(path, Format.QCOW2)
-        if False:
+        if own != size:
             raise ImageError(path, f"{own} bytes long, and {chain.secondary} {size}: not a pair")
     secondary = await _node(chain.secondary, FORMATS[chain.format])
     for path in (chain.hidden, chain.active):
