@@ -31,9 +31,8 @@ from xencolod.xenstore import (
     directory,
 )
 
-#: What is no state: others write it, the answer stays for who waits for it, and the name of a record for
-#: who has to know that there was one.
-_INPUTS = frozenset({ROLE, COMMAND, ANSWER, RECORD})
+#: What is no state: others write it, and the answer stays for who waits for it.
+_INPUTS = frozenset({ROLE, COMMAND, ANSWER})
 #: A device's directories go with the last node in them: part of their paths, and how many there are.
 _DEVICE_DIRECTORIES = {"/error/backend/": 5, "/colo/device/": 2}
 #: Half of what a value may have by the quotas of either xenstored (2048 bytes).
@@ -103,7 +102,8 @@ class Publisher:
                 kept = {pid}
             old = before
             if old is None:
-                await self._clear(transaction, domid)
+                # A record's name stays, for who has to know that there was one.
+                await self._clear(transaction, domid, kept=_INPUTS | {RECORD})
                 old = dict.fromkeys((pid, state), "")
             stale = [path for path in old if path not in values and path not in kept]
             changed = [
@@ -137,12 +137,14 @@ class Publisher:
         """Return the values of nodes, in one round trip."""
         return list(map(absent_as_none, await to.batch([*map(requests.read, paths)])))
 
-    async def _clear(self, transaction: Transaction, domid: int) -> None:
+    async def _clear(
+        self, transaction: Transaction, domid: int, *, kept: frozenset[str] = _INPUTS
+    ) -> None:
         """Remove what was said in places of xencolod's own."""
         base = colo_path(domid)
         errors = f"/local/domain/{self._own}/error/backend/qdisk/{domid}"
         names, wrong = await directories(transaction, [base, errors])
-        doomed = [requests.rm(f"{base}/{name}") for name in names if name not in _INPUTS]
+        doomed = [requests.rm(f"{base}/{name}") for name in names if name not in kept]
         await demand(transaction, doomed, absent_ok=[Op.RM])
         if wrong:
             await remove_with_empty_parents(transaction, errors, depth=3)
