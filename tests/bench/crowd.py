@@ -8,14 +8,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pyxs
 import trio
 
-from tests.bench.client import as_call, perform
+from tests.bench.client import Call, as_call, perform
 from tests.bench.daemon import Daemon
 from tests.bench.store import DISKS_PER_DOMAIN, colo_disk, crowd, homes
 from tests.bench.table import Row, percentile
@@ -70,9 +70,7 @@ class Committer:
                 monitor.watch(node, b"told")
                 next(events)
                 calls = [as_call(request) for request in add_requests(disk, paths)]
-                client.transaction()
-                perform(client, calls)
-                client.commit()
+                self._commit(client, calls)
                 began = time.perf_counter()
                 while not client.exists(node):
                     next(events)
@@ -81,6 +79,14 @@ class Committer:
                 gone = (paths.backend, paths.frontend, paths.libxl)
                 perform(client, [as_call(requests.rm(path)) for path in gone])
         return times
+
+    def _commit(self, client: pyxs.Client, calls: Sequence[Call]) -> None:
+        """Write a disk, from the start again after a conflict with what is withdrawn of the one before."""
+        while True:
+            client.transaction()
+            perform(client, calls)
+            if client.commit():
+                return
 
 
 def by_daemon(paths: DevicePaths) -> str:

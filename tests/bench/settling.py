@@ -14,7 +14,7 @@ from time import perf_counter
 import trio
 
 from tests.bench.daemon import Daemon
-from tests.bench.store import DISKS_PER_DOMAIN, crowd
+from tests.bench.store import DISKS_PER_DOMAIN, crowd_seen
 from tests.bench.table import Row
 from tests.rigs import Server, start_xenstored
 from xencolo import requests
@@ -54,7 +54,7 @@ async def _settle(server: Server, daemon: Daemon, count: int) -> Settled:
     before = daemon.rss
     async with open_client(server.socket, connections=4, timeout=60) as client:
         for what, change, event in (
-            ("added", crowd, "device.found"),
+            ("added", crowd_seen, "device.found"),
             ("removed", _remove, "device.gone"),
         ):
             with settled.timed(what):

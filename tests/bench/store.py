@@ -96,9 +96,19 @@ def few_requests(paths: DevicePaths, disk: Disk) -> list[Request]:
     ]
 
 
+def _few_of(domid: int) -> list[Request]:
+    return [r for pair in disks_of([domid], colo=False) for r in few_requests(*pair)]
+
+
 async def crowd(client: Client, domids: Sequence[int]) -> None:
-    """Make domains with four plain disks each, of few nodes, a transaction for each domain."""
+    """Make domains with four plain disks each, of few nodes; nobody is looking yet."""
     await demand(client, homes(domids))
     for domid in domids:
-        batch = [r for pair in disks_of([domid], colo=False) for r in few_requests(*pair)]
-        await client.transaction(partial(demand, batch=batch))
+        await demand(client, _few_of(domid))
+
+
+async def crowd_seen(client: Client, domids: Sequence[int]) -> None:
+    """Make the same, the disks of each domain in one transaction: somebody looks."""
+    await demand(client, homes(domids))
+    for domid in domids:
+        await client.transaction(partial(demand, batch=_few_of(domid)))

@@ -1,0 +1,33 @@
+"""More domains than one answer of the real xenstored can list."""
+
+import errno
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.rigs import Server, start_xenstored
+from xencolo import requests
+from xencolo.errors import StoreError
+from xencolod import devices
+from xencolod.xenstore import ask, demand, open_client
+
+DOMAINS = range(1, 10_001)
+ROOTS = ("/libxl", "/local/domain/0/backend/qdisk")
+
+
+async def look(server: Server) -> None:
+    async with open_client(server.socket, connections=4, timeout=30) as client:
+        for root in ROOTS:
+            await demand(client, [requests.mkdir(f"{root}/{domid}") for domid in DOMAINS])
+        with pytest.raises(StoreError) as caught:
+            await ask(client, requests.directory("/libxl"))
+        assert caught.value.errno == errno.E2BIG
+        assert await devices.domids(client, 0) == list(DOMAINS)
+        await demand(client, [requests.rm(f"{root}/{DOMAINS[-1]}") for root in ROOTS])
+        assert await devices.domids(client, 0) == list(DOMAINS[:-1])
+
+
+def test_ten_thousand_domains_are_listed(tmp_path: Path) -> None:
+    with start_xenstored(tmp_path) as server:
+        trio.run(look, server)
