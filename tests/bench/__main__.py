@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tests.bench import client, crowd, flood, libxl, settling, start
+from tests.bench import client, crowd, flood, libxl, replication, settling, start
 from tests.bench.table import Row, show
 
 PARTS: Mapping[str, Callable[[Path], list[Row]]] = {
@@ -15,6 +15,7 @@ PARTS: Mapping[str, Callable[[Path], list[Row]]] = {
     "settling": settling.run,
     "crowd": crowd.run,
     "flood": flood.run,
+    "replication": replication.run,
 }
 
 

@@ -73,7 +73,7 @@ def show(rows: Sequence[Row]) -> None:
             _shown(row.ours, row.unit),
             row.against,
             _shown(row.theirs, row.unit),
-            f"{row.ratio:.1f}",
-            "" if row.target is None else f"≥ {row.target:g}",
+            f"{row.ratio:.1f}" if row.ratio > 2 else f"{row.ratio:.2f}",
+            "" if row.target is None else f"≥ {row.target:.3g}",
         )
     Console(width=130 if not sys.stdout.isatty() else None).print(table)

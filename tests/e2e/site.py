@@ -157,6 +157,7 @@ class Member(Host):
         """Create the domain with its disks; their colo-host is the secondary's, which is ``peer``."""
         self.store.create(DOMID, identity=UUID)
         target = peer or self
+        made: list[Disk] = []
         for vdev, devid in disks:
             named: dict[str, Any] = {"colo_host": target.address, "colo_port": str(target.nbd_port)}
             named |= {"colo_export": f"web-{vdev}"} | nodes
@@ -165,7 +166,9 @@ class Member(Host):
                 Path(disk.image).write_bytes(b"\x5a" * (mib * MIB))  # zeros copy in no time
                 for node in ("active-disk", "hidden-disk"):
                     Path(disk.nodes[node]).unlink()  # too short: the daemon makes them
-            self.disks.append(disk)
+            made.append(disk)
+        self.disks += made
+        for disk in made:  # at once, so that its QEMU has them all from the start
             self.store.attach(disk, role=role)
 
     def serve_here(self) -> None:
@@ -266,8 +269,12 @@ class Member(Host):
 
     def lose(self) -> None:
         """Have the host die: its daemon and its QEMU are killed."""
-        self.forget_guest()
         self.kill()
+        self.lose_qemu()
+
+    def lose_qemu(self) -> None:
+        """Have its QEMU die."""
+        self.forget_guest()
         for pid in self.qemus():
             end(pid)
 
