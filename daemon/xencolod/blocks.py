@@ -27,8 +27,8 @@ _PAUSED = "xencolo-paused"
 #: What QEMU says of a replication that was not started.
 NOT_RUNNING = "Block replication is not running"
 
-#: Seconds between two looks at what QEMU does by itself.
-_LOOK = 0.02
+#: Seconds between two looks at what QEMU does by itself, at first and at most: the guest may stand meanwhile.
+_LOOK = 0.001, 0.05
 
 
 class Edge(NamedTuple):
@@ -79,12 +79,13 @@ class Blocks:
 
         QEMU's ``stop`` flushes every disk, so it hangs while a secondary does.
         """
-        if _PAUSED not in await self._objects():
-            if not (await self._do("query-status"))["running"]:
-                return False
-            await self._add_marker(_PAUSED)
-        await self._do("stop")
-        return True
+        marked = _PAUSED in await self._objects()
+        if (await self._do("query-status"))["running"]:
+            if not marked:
+                await self._add_marker(_PAUSED)
+            await self._do("stop")
+            return True
+        return marked  # once more, ``stop`` would flush every disk once more
 
     async def resume(self) -> None:
         """Let the guest run again if it was stopped by :meth:`pause`.
@@ -103,10 +104,10 @@ class Blocks:
         state. It says nothing of a flush that fails.
         """
         held = _PAUSED in await self._objects()
-        if not await self.pause():
-            await self._do("stop")
-        if not held:
+        if not held and await self.pause():
             await self.resume()
+        else:
+            await self._do("stop")
 
     # -- markers ----------------------------------------------------------------------------------
 
@@ -170,10 +171,12 @@ class Blocks:
     async def _until(self, check: Callable[[], Awaitable[bool]], what: str) -> None:
         """Look until it is so; ReplicationError at the deadline."""
         deadline = trio.current_time() + self._timeout
+        pause, longest = _LOOK
         while not await check():
             if trio.current_time() > deadline:
                 raise ReplicationError(f"QEMU did not {what} within {self._timeout:g} s")
-            await trio.sleep(_LOOK)
+            await trio.sleep(pause)
+            pause = min(pause * 2, longest)
 
     async def _tls(self, endpoint: str) -> dict[str, str]:
         """Make the credentials anew from their files; return the argument that names them."""

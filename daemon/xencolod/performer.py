@@ -36,8 +36,9 @@ from xencolod.supervisor import Settings
 
 B = TypeVar("B", bound=Blocks)
 
-#: Seconds between two looks whether the commit of a failover has ended, at first and at most.
-_COMMIT_POLL = 0.002, 0.1
+#: Seconds between two looks whether the commit of a failover has ended, at first and at most, and how they
+#: grow: a sixth of the commit's time at most is waited in vain.
+_COMMIT_POLL, _COMMIT_GROWTH = (0.002, 0.1), 1.2
 
 
 class Host(Protocol):
@@ -421,7 +422,7 @@ class Performer:
         pause, longest = _COMMIT_POLL
         while not await self.secondary.committed():
             await trio.sleep(pause)
-            pause = min(pause * 2, longest)
+            pause = min(pause * _COMMIT_GROWTH, longest)
 
     async def _flush(self) -> None:
         await self.either.flush()
