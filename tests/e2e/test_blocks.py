@@ -103,6 +103,20 @@ async def test_a_failed_over_disk_that_was_flushed_outlives_qemu(
     secondary.image_reads(0x21, 0, 256 * KIB)
 
 
+async def test_a_guest_that_stands_already_is_flushed_too(pair: tuple[Machine, Machine]) -> None:
+    """As in a failover: paused, and what is written after that, by the commit, is flushed."""
+    primary, secondary = pair
+    await replicate(primary, secondary, "b2")
+    await go(secondary)
+    await on_secondary(secondary, lambda blocks: blocks.pause())
+    await secondary.write(0x22, 0, 256 * KIB)
+    await fail_over(secondary)
+    await on_secondary(secondary, lambda blocks: blocks.flush())
+    assert not await runs(secondary)
+    secondary.kill()
+    secondary.image_reads(0x22, 0, 256 * KIB)
+
+
 async def test_the_text_of_2016_names_its_quorum_by_the_drive(start: Start) -> None:
     # today's QEMU has no if=scsi, and takes this text of a primary only
     vdevs = ("hda", "hdb")
