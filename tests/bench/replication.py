@@ -268,7 +268,8 @@ def measure(directory: Path, images: Images, case: Case) -> Iterator[Row]:
         bare.append(life(directory / f"hand-{number}", images, case, by_hand=True))
     for index, (what, against) in enumerate(COMPARED[:2]):
         a, b = (statistics.median(times[index] for times in each) for each in (ours, bare))
-        yield Row(what + case.words, a, against, b, case.targets[index])
+        if case.written or index:
+            yield Row(what + case.words, a, against, b, case.targets[index])
     if case.written:
         what, against = COMPARED[2]
         windows = writes(directory / "writes", images, tls=case.tls)
