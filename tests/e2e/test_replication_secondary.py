@@ -296,7 +296,7 @@ def test_the_hidden_disk_is_on_a_full_file_system(two: list[Member], small: Path
 def test_a_secondary_whose_qemu_hangs(two: list[Member]) -> None:
     a, b = two
     ending = {"quit_timeout": 0.1, "term_timeout": 0.1}
-    b.set(link=QUICK_LINK, replication={"qmp_timeout": 0.3}, qemu=ending)
+    b.set(link=QUICK_LINK | {"timeout": 2}, replication={"qmp_timeout": 0.3}, qemu=ending)
     replicating(a, b)
     session, pid = a.colo("session"), b.qemu(DOMID)
     mark = b.mark()
