@@ -16,10 +16,12 @@ from xencolo.command import (
     parse_answer,
     render_answer,
 )
+from xencolo.device import check_trust
 from xencolo.disk import Role
-from xencolo.errors import CommandError, WrongNode, XencoloError, XenstoreError
+from xencolo.errors import CommandError, NodeError, WrongNode, XencoloError, XenstoreError
 from xencolo.replication import Event, failover_event, step
 from xencolo.status import DomainState
+from xencolod.devices import trusted_domids
 from xencolod.log import emit
 from xencolod.xenstore import Client, Transaction, ask, demand, read
 
@@ -44,6 +46,7 @@ class Obeying:
     def __init__(self, owner: "Replicator", client: Client) -> None:
         self._owner = owner
         self._client = client
+        self._trusted = trusted_domids(owner.performer.host.settings.config.daemon.domid)
         self._poked = trio.Event()
         self._distrust: str | None = None
         self._started = False
@@ -56,11 +59,15 @@ class Obeying:
 
     def see(self, command: bytes | None, error: str | None) -> None:
         """Take note that a command waits, or why it is not one."""
+        self._say_distrust(error)
+        if (command and not error) or not self._started:
+            self._poked.set()
+
+    def _say_distrust(self, error: str | None) -> None:
+        """Log once why the command is nobody's whom dom0 trusts."""
         if error and error != self._distrust:
             emit(self._owner.log, "command.failed", command="unknown", error=error)
         self._distrust = error
-        if (command and not error) or not self._started:
-            self._poked.set()
 
     async def run(self) -> None:
         """Take commands for ever."""
@@ -96,12 +103,20 @@ class Obeying:
         async def body(transaction: Transaction) -> bytes | None:
             value = await read(transaction, command_path(domid))
             if value:
+                # Here, and not as it was when the nodes were read: it may be another's command by now.
+                allowed = await ask(transaction, requests.get_permissions(command_path(domid)))
+                check_trust(command_path(domid), allowed, self._trusted)
                 taken = render_answer(_answer(value, Outcome.RUNNING))
                 empty = requests.write(command_path(domid), b"")
                 await demand(transaction, [empty, requests.write(answer_path(domid), taken)])
             return value
 
-        if not self._distrust and (value := await self._client.transaction(body)):
+        try:
+            value = await self._client.transaction(body)
+        except NodeError as error:
+            self._say_distrust(str(error))
+            return
+        if value:
             await self._say(await self._carry_out(value))
 
     async def _say(self, answer: Answer) -> None:
