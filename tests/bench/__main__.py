@@ -26,7 +26,9 @@ def main(names: Sequence[str]) -> int:
     rows: list[Row] = []
     for name in names or PARTS:
         with tempfile.TemporaryDirectory(prefix="bench-") as directory:
-            rows += PARTS[name](Path(directory))
+            part = PARTS[name](Path(directory))
+        show(part)  # at once: the whole takes many minutes, and a run that is broken off has told what it has
+        rows += part
     show(rows)
     missed = [row.what for row in rows if row.missed]
     if missed:
