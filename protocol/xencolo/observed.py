@@ -103,8 +103,14 @@ def met(session: str | None, welcome: Welcome, *, equal: bool) -> Event:
 
 
 def is_moot(place: Place, event: Event) -> bool:
-    """Return whether an event asks for a new beginning that has come meanwhile."""
-    return event in {Event.ACCEPTED, Event.RETRY} and place.state is not State.FAILED
+    """Return whether an event is about what is over by the time that its turn has come.
+
+    It asks for a new beginning that has come already, or tells a secondary whose QEMU has ended meanwhile
+    that its primary has gone too.
+    """
+    if event in {Event.ACCEPTED, Event.RETRY}:
+        return place.state is not State.FAILED
+    return place == _BEGINNING and event in {Event.PEER_LOST, Event.PEER_SILENT}
 
 
 def still(event: Event, record: Record | None, *, linked: bool) -> Event:
@@ -146,6 +152,7 @@ def hangs_up(event: Event) -> bool:
 
 
 _IN_FORCE = Place(Role.SECONDARY, State.REPLICATING)
+_BEGINNING = Place(Role.SECONDARY, State.LAUNCHING)
 _SUSPENDED = Place(Role.SECONDARY, State.DEGRADED)
 # A secondary that was found in a session does not know whether its primary lives.
 _MISSED = {Event.PEER_LOST, Event.PEER_SILENT, Event.IN_SESSION}

@@ -27,7 +27,9 @@ def main(names: Sequence[str]) -> int:
     for name in names or PARTS:
         with tempfile.TemporaryDirectory(prefix="bench-") as directory:
             part = PARTS[name](Path(directory))
-        show(part)  # at once: the whole takes many minutes, and a run that is broken off has told what it has
+        show(
+            part
+        )  # at once: the whole takes many minutes, and a run that is broken off has told what it has
         rows += part
     show(rows)
     missed = [row.what for row in rows if row.missed]
