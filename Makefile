@@ -20,7 +20,8 @@ demo: setup
 	$(BIN)/python -m tests.rigs xenstored xenstored xenstored -- $(BIN)/xencolo demo
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS) || \
+		$(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(ARGS) # alone: some meet deadlines side by side
 
 # Every point of the crash sweep, of which the tests take a part.
 sweep: setup
