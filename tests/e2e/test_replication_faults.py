@@ -71,7 +71,9 @@ def test_images_that_may_not_be_made(two: list[Member]) -> None:
     active, hidden = (Path(b.disks[0].nodes[n]) for n in ("active-disk", "hidden-disk"))
 
     def make(path: Path, size: str) -> None:
-        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, size], check=True)
+        new = path.with_suffix(".new")
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", new, size], check=True)
+        new.replace(path)  # the daemon may be looking at the one that is there, under QEMU's lock
 
     def stop() -> None:
         b.stop()
