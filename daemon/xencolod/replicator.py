@@ -37,6 +37,7 @@ _CAN_BE_BYPASSED = {
     ),
     Place(Role.SECONDARY, _S.REPLICATING),
 }
+_SUSPENDED = Place(Role.PRIMARY, _S.DEGRADED)
 #: What the reconciler says of a domain whose replication has more to say.
 _COVERED = {_S.RUNNING, _S.LAUNCHING}
 
@@ -170,8 +171,14 @@ class Replicator:
             self.push(Event.ACCEPTED)
         if seen.bypassed and (before is None or before.bypassed != seen.bypassed):
             emit(self.log, "replication.bypassed", vdevs=list(seen.bypassed))
-        if seen.bypassed and self.place in _CAN_BE_BYPASSED:
+        if seen.bypassed and self._can_be_bypassed:
             self.push(Event.BYPASSED, _bypassed(seen.bypassed))
+
+    @property
+    def _can_be_bypassed(self) -> bool:
+        """Whether a write past the quorum matters: a session that was suspended must not go on after it."""
+        suspended = self.place == _SUSPENDED and self.performer.session is not None
+        return suspended or self.place in _CAN_BE_BYPASSED
 
     def _demote(self, seen: Seen) -> None:
         """Replace the QEMU of a promoted domain that the operator makes a secondary again.

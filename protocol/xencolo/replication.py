@@ -156,7 +156,7 @@ def _primary_alone(state: State) -> Iterator[tuple[Key, Step]]:
     # Its data connection may hang with it, and the guest's writes with that.
     yield _row(_P, state, _E.PEER_SILENT, *_CLEAN_UP, then=state)
     yield _row(_P, state, _E.DETACH, *_CLEAN_UP, then=_S.STANDALONE)
-    yield _row(_P, state, _E.BYPASSED, *_CLEAN_UP, then=_S.DEGRADED)
+    yield _row(_P, state, _E.BYPASSED, *_CLEAN_UP, during=_S.DEGRADED, then=_S.DEGRADED)
 
 
 def _anywhere(role: Role, state: State) -> Iterator[tuple[Key, Step]]:

@@ -357,7 +357,7 @@ def test_checkpoints_at_an_interval(two: list[Member]) -> None:
     *("primary standalone action-failed", "primary failed action-failed", "primary failed refused"),
     *("primary failed retry", "primary launching action-failed", "primary degraded action-failed"),
     *("primary launching qemu-error", "primary launching qemu-gone", "primary launching refused"),
-    *("primary failed qemu-gone", "primary degraded bypassed"),
+    "primary failed qemu-gone",
 )
 def test_an_action_fails(two: list[Member]) -> None:
     a, b = two
@@ -475,6 +475,25 @@ def test_the_peer_is_lost_while_the_own_qemu_hangs(two: list[Member]) -> None:
             until(lambda: a.colo(f"device/{XVDA}/state") == published, published)  # noqa: B023
     a.walks("primary degraded bypassed", since=mark)
     a.store.write(state, "2")
+    for member in two:
+        member.is_("replicating")
+
+
+@pytest.mark.walks("primary degraded bypassed")
+def test_a_session_does_not_go_on_after_a_disk_was_bypassed(two: list[Member]) -> None:
+    a, b = two
+    replicating(a, b)
+    b.kill()
+    a.is_("degraded")
+
+    mark = a.mark()
+    state = f"{a.disks[0].backend}/state"
+    a.store.write(state, "4")
+    a.walks("primary degraded bypassed", since=mark)
+    until(lambda: clean(a), "nothing of the secondary is left")
+    a.store.write(state, "2")
+    b.start()
+    a.event("resync.done", since=mark)
     for member in two:
         member.is_("replicating")
 

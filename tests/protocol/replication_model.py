@@ -196,7 +196,8 @@ class Host:
             *((Role.PRIMARY, state) for state in (State.STANDALONE, State.RESYNCING)),
             *((role, State.REPLICATING) for role in (Role.PRIMARY, Role.SECONDARY)),
         }
-        if self.bypassed and daemon.place in can_be:
+        suspended = daemon.place == (Role.PRIMARY, State.DEGRADED) and daemon.session is not None
+        if self.bypassed and (suspended or daemon.place in can_be):
             daemon.push(Event.BYPASSED)
 
     def reconcile(self) -> None:
