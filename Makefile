@@ -20,8 +20,7 @@ demo: setup
 	$(BIN)/python -m tests.rigs xenstored xenstored xenstored -- $(BIN)/xencolo demo
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS) || \
-		$(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(ARGS) # alone: some meet deadlines side by side
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
 # Every point of the crash sweep, of which the tests take a part.
 sweep: setup
