@@ -20,8 +20,9 @@ from tests.attack.guest import guest
 from tests.daemon.cli_rig import BE, FE, LX, spec, started, write_raw, xencolo
 from tests.daemon.test_cli_output import on_a_terminal
 from tests.daemon.test_cli_replication import take
-from tests.e2e.host import DEADLINE, Host
+from tests.e2e.host import Host
 from tests.rigs import Server
+from tests.rigs.servers import DEADLINE
 from xencolod.cli import main
 from xencolod.events import CATALOGUE
 from xencolod.log import configure, emit

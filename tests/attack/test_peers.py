@@ -15,6 +15,7 @@ import trio
 from tests.daemon.link_rig import THEIRS, read_all
 from tests.e2e.host import XVDA, Images, until
 from tests.e2e.site import DOMID, MIB, UUID, Member, site
+from tests.rigs.servers import DEADLINE
 from xencolo.errors import LinkClosed, LinkRefused, LinkUntrusted
 from xencolo.link import Checkpoint, Detach, DiskInfo, Hello, Prepare, Start, Welcome, encode
 from xencolod import keys
@@ -29,7 +30,6 @@ HELLO = Hello(
     generation=1,
     disks=(DiskInfo("xvda", "web-xvda", MIB), DiskInfo("sda", "web-sda", MIB)),
 )
-DEADLINE = 20.0
 LAST = (1 << 63) - 1  # the largest generation that a message can hold
 
 

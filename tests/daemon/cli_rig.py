@@ -14,12 +14,12 @@ from click.testing import CliRunner, Result
 from pyxs import Client
 
 from tests.rigs import Server
+from tests.rigs.servers import DEADLINE
 from xencolo import requests
 from xencolod.cli import main
 from xencolod.xenstore import demand, open_client
 
 PROGRAM = Path(sys.executable).with_name("xencolo")
-DEADLINE = 20.0
 
 COLO = {
     "vdev": "xvda",

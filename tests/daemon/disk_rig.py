@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-DEADLINE = 20.0
+from tests.rigs.servers import DEADLINE
 
 
 def run(*argv: str) -> str:

@@ -11,6 +11,7 @@ import msgspec
 import structlog
 import trio
 
+from tests.rigs.servers import DEADLINE
 from xencolo import requests
 from xencolo.disk import Backend, Disk, Format
 from xencolo.store import Store
@@ -23,7 +24,6 @@ from xencolod.reconciler import Reconciler
 from xencolod.supervisor import Settings
 from xencolod.xenstore import Client, demand, open_client, read
 
-DEADLINE = 20.0
 PLAIN = Disk(vdev="xvda", pdev_path="/i/a.raw", backend=Backend.QDISK, format=Format.RAW)
 
 

@@ -19,7 +19,6 @@ from click.testing import CliRunner
 from tests.daemon.cli_rig import (
     BACKEND_NODES,
     BE,
-    DEADLINE,
     LX,
     PROGRAM,
     Process,
@@ -32,6 +31,7 @@ from tests.daemon.cli_rig import (
     xencolo,
 )
 from tests.rigs import Server
+from tests.rigs.servers import DEADLINE
 from xencolo.disk import Disk, Role
 from xencolo.drives import Form
 from xencolo.errors import DomainError, SpecError, WrongNode

@@ -17,7 +17,6 @@ import trio
 from pyxs import Client
 
 from tests.daemon.cli_rig import (
-    DEADLINE,
     PROGRAM,
     Process,
     ended,
@@ -29,6 +28,7 @@ from tests.daemon.cli_rig import (
 )
 from tests.daemon.test_cli_output import read_lines
 from tests.rigs import Server
+from tests.rigs.servers import DEADLINE
 from xencolo import requests
 from xencolo.command import COMMANDS, Command, Rule, Word, parse
 from xencolo.disk import Role

@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.rigs.servers import DEADLINE
 from xencolo import requests
 from xencolo.errors import ConnectionLost, DeadlineExceeded, StoreError, WireError, XenstoreError
 from xencolo.requests import Request
@@ -18,7 +19,6 @@ from xencolo.wire import HEADER, ID_MASK, Decoder, Op, Packet, strings
 from xencolod.connection import Connection
 from xencolod.xenstore import Transaction, ask, demand, open_client, read
 
-DEADLINE = 20
 READ_T = requests.read("/t")
 
 

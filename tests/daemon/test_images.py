@@ -16,7 +16,8 @@ import pytest
 import trio
 from msgspec.structs import replace
 
-from tests.daemon.disk_rig import DEADLINE, fill, names, qemu_io, run, small_disk
+from tests.daemon.disk_rig import fill, names, qemu_io, run, small_disk
+from tests.rigs.servers import DEADLINE
 from xencolo.disk import Disk, Format
 from xencolo.errors import ImageError
 from xencolo.graph import FORMATS

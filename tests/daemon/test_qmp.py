@@ -11,13 +11,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.rigs.servers import DEADLINE
 from xencolo.errors import QmpClosed, QmpCommandError, QmpProtocolError
 from xencolo.qmp import Event
 from xencolod.qmp import Qmp, open_qmp
 
 GREETING = b'{"QMP": {"version": {"qemu": {"micro": 1, "minor": 2, "major": 9}}}}\r\n'
-#: A real process answers long before; only a fault comes near it.
-DEADLINE = 30.0
 
 
 # -- a real QEMU --------------------------------------------------------------------------------

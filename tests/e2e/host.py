@@ -22,10 +22,10 @@ from typing import Any, NamedTuple, TypeVar
 import pyxs
 from pyxs._internal import Op, Packet, next_rq_id
 
+from tests.rigs.servers import DEADLINE
+
 T = TypeVar("T")
 
-#: Seconds for anything to come about: far more than it takes, so that a slow machine fails no test.
-DEADLINE = 15.0
 
 #: Devids, from Xen's xen-vbd-interface(7).
 XVDA, XVDB, SDA, SDB, HDC = 51712, 51728, 2048, 2064, 5632

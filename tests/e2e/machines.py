@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import trio
 
+from tests.rigs.servers import DEADLINE
 from xencolo.disk import Disk, Role
 from xencolo.diskspec import parse
 from xencolo.drives import Form, domain_drives
@@ -24,8 +25,6 @@ from xencolod.secondary_blocks import SecondaryBlocks
 KIB = 1 << 10
 SIZE = 1 << 20
 LOOPBACK = "127.0.0.1"
-#: A real QEMU answers long before; only a fault comes near it.
-DEADLINE = 20.0
 VDEVS = ("hda", "sda")
 QEMU = [
     "qemu-system-x86_64",

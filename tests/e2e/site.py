@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from tests.e2e.host import SDA, XVDA, Disk, Host, Images, end, free_ports, until
 from tests.rigs import Server, start_xenstored
+from tests.rigs.servers import DEADLINE
 
 DOMID = 5
 UUID = "5f1a9d3e-0b0c-4c1d-8e2f-3a4b5c6d7e8f"
@@ -29,7 +30,7 @@ class Monitor:
 
     def __init__(self, path: Path, output: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(20)
+        self._socket.settimeout(DEADLINE)
         self._output = output
         until(lambda: self._socket.connect_ex(str(path)) == 0, f"a monitor at {path}")
         self._lines = self._socket.makefile("rw", encoding="utf-8")
@@ -76,7 +77,9 @@ class Caller:
     """Somebody who speaks to a daemon as a primary's daemon does, in JSON written out by hand."""
 
     def __init__(self, member: "Member") -> None:
-        self._socket = socket.create_connection((member.address, member.link_port), timeout=20)
+        self._socket = socket.create_connection(
+            (member.address, member.link_port), timeout=DEADLINE
+        )
         self._lines = self._socket.makefile("rw", encoding="utf-8")
         self._number = 0
 

@@ -8,7 +8,6 @@ import pytest
 import trio
 
 from tests.e2e.machines import (
-    DEADLINE,
     KIB,
     LOOPBACK,
     SIZE,
@@ -27,6 +26,7 @@ from tests.e2e.machines import (
     serve,
     service,
 )
+from tests.rigs.servers import DEADLINE
 from xencolo.disk import Role
 from xencolo.errors import QmpCommandError, ReplicationError
 from xencolo.graph import Form

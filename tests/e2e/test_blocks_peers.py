@@ -7,7 +7,6 @@ import pytest
 import trio
 
 from tests.e2e.machines import (
-    DEADLINE,
     KIB,
     LOOPBACK,
     SIZE,
@@ -22,6 +21,7 @@ from tests.e2e.machines import (
     serve,
     service,
 )
+from tests.rigs.servers import DEADLINE
 from xencolo.disk import Role
 from xencolo.errors import QmpClosed, ReplicationError
 from xencolo.observed import Attachment, Service

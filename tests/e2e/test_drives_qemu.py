@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.rigs.servers import DEADLINE
 from xencolo.disk import Disk, Role
 from xencolo.diskspec import parse
 from xencolo.drives import (
@@ -24,8 +25,6 @@ from xencolo.errors import QmpCommandError
 from xencolo.graph import FORMATS
 from xencolo.qmp import Reply, Session
 
-#: Seconds for QEMU to come up, to answer, or to end.
-DEADLINE = 20.0
 SIZE = 1 << 20
 QEMU = [
     "qemu-system-x86_64",

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import trio
 
+from tests.rigs.servers import DEADLINE
 from xencolo.errors import QmpCommandError
 from xencolod import keys
 from xencolod.qmp import Qmp, open_qmp
 
-DEADLINE = 30.0
 LENGTH = 1 << 20
 
 

@@ -7,8 +7,9 @@ from time import monotonic, sleep
 
 import pytest
 
-from tests.daemon.disk_rig import DEADLINE, run
+from tests.daemon.disk_rig import run
 from tests.e2e.test_drives_qemu import Qemu, arguments, qemu
+from tests.rigs.servers import DEADLINE
 from xencolo.disk import Disk, Role
 from xencolo.diskspec import parse
 from xencolo.graph import device_id

@@ -29,11 +29,11 @@ from tests.e2e.sweeping import (
     writes,
     written,
 )
+from tests.rigs.servers import DEADLINE
 from xencolo.disk import Role
 
 #: Sites at a time: a case waits more than it works.
 _SITES = int(os.environ.get("XENCOLO_SWEEP_SITES", "3"))
-_DEADLINE = 20.0
 
 
 class Rig:
@@ -71,14 +71,14 @@ class Rig:
 
     def until(self, check: Callable[[], bool], what: str) -> None:
         """Wait for it; what has ended is started again meanwhile."""
-        deadline = time.monotonic() + _DEADLINE
+        deadline = time.monotonic() + DEADLINE
         while True:
             for member in self.all:
                 member.tend()
             if check():
                 return
             if time.monotonic() > deadline:
-                raise AssertionError(f"not so after {_DEADLINE:g} s: {what}\n{self.story()}")
+                raise AssertionError(f"not so after {DEADLINE:g} s: {what}\n{self.story()}")
             time.sleep(0.01)
 
     def story(self) -> str:
