@@ -11,9 +11,9 @@ import msgspec
 import structlog
 import trio
 
+from tests.rigs.disks import PLAIN
 from tests.rigs.servers import DEADLINE
 from xencolo import requests
-from xencolo.disk import Backend, Disk, Format
 from xencolo.store import Store
 from xencolod import devices, domains
 from xencolod.config import Config, load
@@ -23,8 +23,6 @@ from xencolod.log import configure
 from xencolod.reconciler import Reconciler
 from xencolod.supervisor import Settings
 from xencolod.xenstore import Client, demand, open_client, read
-
-PLAIN = Disk(vdev="xvda", pdev_path="/i/a.raw", backend=Backend.QDISK, format=Format.RAW)
 
 
 class Watched:

@@ -11,6 +11,7 @@ import pyxs
 import trio
 from trio.testing import MockClock as Clock
 
+from tests.rigs.disks import PLAIN
 from xencolo import requests
 from xencolo.device import Device
 from xencolo.disk import Backend, Disk, Format, Role, Specification
@@ -24,7 +25,6 @@ from xencolod.embedded import serve_embedded
 from xencolod.xenstore import Client, demand, directory, open_client, permissions, read
 
 TRUSTED = frozenset({0})
-PLAIN = Disk(vdev="xvda", pdev_path="/i/a.raw", backend=Backend.QDISK, format=Format.RAW)
 COLO = msgspec.structs.replace(
     PLAIN,
     colo_enable=True,

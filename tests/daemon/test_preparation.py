@@ -2,8 +2,9 @@
 
 import msgspec
 
+from tests.rigs.disks import COLO
 from xencolo.device import Device
-from xencolo.disk import Backend, Disk, Format, Role
+from xencolo.disk import Role
 from xencolo.drives import Form, domain_drives
 from xencolo.paths import DevicePaths
 from xencolo.plan import Domain, Launch, Machine, Phase, Policy, plan
@@ -11,27 +12,15 @@ from xencolo.record import Record, chain_of
 from xencolod.preparation import NO_PRIMARY, as_recorded
 
 UUID = "6b0e5f0a-0000-4000-8000-000000000001"
-DISK = Disk(
-    vdev="xvda",
-    pdev_path="/srv/a.img",
-    backend=Backend.QDISK,
-    format=Format.RAW,
-    colo_enable=True,
-    colo_host="192.0.2.7",
-    colo_port=9000,
-    colo_export="disk-a",
-    active_disk="/srv/a-active.qcow2",
-    hidden_disk="/srv/a-hidden.qcow2",
-)
-DEVICES = {DISK.devid: Device(DevicePaths(5, DISK.devid), DISK, True)}
+DEVICES = {COLO.devid: Device(DevicePaths(5, COLO.devid), COLO, True)}
 PRIMARY = Domain(5, True, "web", UUID, Role.PRIMARY, None, None, None, DEVICES)
 SECONDARY = PRIMARY._replace(role=Role.SECONDARY)
 
 STARTED = Record(uuid=UUID, name="web", role=Role.SECONDARY, generation=1)
-FAILING_OVER = msgspec.structs.replace(STARTED, generation=2, unfinished=(chain_of(DISK),))
+FAILING_OVER = msgspec.structs.replace(STARTED, generation=2, unfinished=(chain_of(COLO),))
 PROMOTED = msgspec.structs.replace(FAILING_OVER, role=Role.PRIMARY, promoted=True, unfinished=())
 
-DRIVES = domain_drives([DISK], Role.SECONDARY, Form.BLOCKDEV).arguments
+DRIVES = domain_drives([COLO], Role.SECONDARY, Form.BLOCKDEV).arguments
 LAUNCH = Launch(5, "web", UUID, 64, Role.SECONDARY, DRIVES)
 RUNS = Machine(Phase.RUNNING, LAUNCH, 4711)
 

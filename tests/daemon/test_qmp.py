@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.rigs.bare_qemu import bare_qemu
 from tests.rigs.servers import DEADLINE
 from xencolo.errors import QmpClosed, QmpCommandError, QmpProtocolError
 from xencolo.qmp import Event
@@ -22,37 +22,10 @@ GREETING = b'{"QMP": {"version": {"qemu": {"micro": 1, "minor": 2, "major": 9}}}
 # -- a real QEMU --------------------------------------------------------------------------------
 
 
-@asynccontextmanager
-async def qemu(directory: Path) -> AsyncIterator[tuple[trio.Process, str]]:
-    path = str(directory / "qmp")
-    with trio.socket.socket(trio.socket.AF_UNIX) as listener:
-        await listener.bind(path)
-        listener.listen(1)
-        process = await trio.lowlevel.open_process(
-            [
-                "qemu-system-x86_64",
-                *["-machine", "none"],
-                *["-display", "none"],
-                "-nodefaults",
-                "-S",
-                *["-chardev", f"socket,id=qmp,fd={listener.fileno()},server=on,wait=off"],
-                *["-mon", "chardev=qmp,mode=control"],
-            ],
-            pass_fds=[listener.fileno()],
-            stdin=subprocess.DEVNULL,
-        )
-    try:
-        yield process, path
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
-
-
 async def test_a_qemu_greets_answers_refuses_and_quits(tmp_path: Path) -> None:
     events: list[Event] = []
     with trio.fail_after(DEADLINE):
-        async with qemu(tmp_path) as (process, path):
+        async with bare_qemu(tmp_path) as (process, path):
             async with open_qmp(path, timeout=DEADLINE, on_event=events.append) as qmp:
                 assert qmp.version >= (7, 0, 0)
                 assert await qmp.execute("query-status") == {
@@ -87,7 +60,7 @@ async def test_commands_under_way_at_once_have_each_its_answer(tmp_path: Path) -
 
     with trio.fail_after(DEADLINE):
         async with (
-            qemu(tmp_path) as (_, path),
+            bare_qemu(tmp_path) as (_, path),
             open_qmp(path, timeout=DEADLINE) as qmp,
             trio.open_nursery() as nursery,
         ):
@@ -99,7 +72,7 @@ async def test_commands_under_way_at_once_have_each_its_answer(tmp_path: Path) -
 
 async def test_a_killed_qemu_ends_the_command_that_waits(tmp_path: Path) -> None:
     with trio.fail_after(DEADLINE):
-        async with qemu(tmp_path) as (process, path), open_qmp(path, timeout=DEADLINE) as qmp:
+        async with bare_qemu(tmp_path) as (process, path), open_qmp(path, timeout=DEADLINE) as qmp:
             process.kill()
             await qmp.wait_closed()
             with pytest.raises(QmpClosed):
@@ -109,7 +82,7 @@ async def test_a_killed_qemu_ends_the_command_that_waits(tmp_path: Path) -> None
 async def test_a_second_client_is_not_greeted_and_says_so(tmp_path: Path) -> None:
     """QEMU serves one connection; the next ones wait unseen in the listener's queue, until it is full."""
     with trio.fail_after(DEADLINE):
-        async with qemu(tmp_path) as (_, path):
+        async with bare_qemu(tmp_path) as (_, path):
             async with open_qmp(path, timeout=DEADLINE):
                 for _ in range(4):
                     with pytest.raises(QmpClosed, match="another client may be connected"):

@@ -17,6 +17,8 @@ DOMID = 5
 UUID = "5f1a9d3e-0b0c-4c1d-8e2f-3a4b5c6d7e8f"
 COLO = f"/libxl/{DOMID}/colo"
 MIB = 1 << 20
+#: A daemon that hears nothing for so long takes its peer for lost, so that a test need not wait.
+QUICK_LINK = {"timeout": 0.5, "ping_interval": 0.2}
 #: What a test's domain has: vdev and devid, one of them behind IDE and one behind SCSI.
 DISKS = (("xvda", XVDA), ("sda", SDA))
 

@@ -1,7 +1,6 @@
 """The key file in QEMU: an NBD server and a client that hold it talk, and nobody else is heard."""
 
 import socket
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import trio
 
+from tests.rigs.bare_qemu import bare_qemu
 from tests.rigs.servers import DEADLINE
 from xencolo.errors import QmpCommandError
 from xencolod import keys
@@ -21,31 +21,10 @@ LENGTH = 1 << 20
 @asynccontextmanager
 async def qemu(directory: Path) -> AsyncIterator[Qmp]:
     directory.mkdir()
-    path = str(directory / "qmp")
-    with trio.socket.socket(trio.socket.AF_UNIX) as listener:
-        await listener.bind(path)
-        listener.listen(1)
-        process = await trio.lowlevel.open_process(
-            [
-                "qemu-system-x86_64",
-                *["-machine", "none"],
-                *["-display", "none"],
-                "-nodefaults",
-                "-S",
-                *["-chardev", f"socket,id=qmp,fd={listener.fileno()},server=on,wait=off"],
-                *["-mon", "chardev=qmp,mode=control"],
-            ],
-            pass_fds=[listener.fileno()],
-            stdin=subprocess.DEVNULL,
-        )
-    try:
+    async with bare_qemu(directory) as (_, path):
         with trio.fail_after(DEADLINE):
             async with open_qmp(path, timeout=DEADLINE) as qmp:
                 yield qmp
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
 
 
 async def credentials(qmp: Qmp, file: Path, directory: Path, endpoint: str) -> None:

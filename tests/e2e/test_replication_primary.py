@@ -6,10 +6,9 @@ import time
 import pytest
 
 from tests.e2e.host import SDA, XVDA, end, until
-from tests.e2e.site import COLO, DOMID, Caller, Member, frozen, listening, replicating
+from tests.e2e.site import COLO, DOMID, QUICK_LINK, Caller, Member, frozen, listening, replicating
 
 SLOW = {"resync_speed": 1}
-QUICK_LINK = {"timeout": 0.5, "ping_interval": 0.2}
 
 
 def resyncing(a: Member, b: Member) -> None:

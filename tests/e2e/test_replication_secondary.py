@@ -14,10 +14,19 @@ import msgspec
 import pytest
 
 from tests.e2e.host import SDA, XVDA, end, until
-from tests.e2e.site import COLO, DISKS, DOMID, Caller, Member, frozen, listening, replicating
+from tests.e2e.site import (
+    COLO,
+    DISKS,
+    DOMID,
+    QUICK_LINK,
+    Caller,
+    Member,
+    frozen,
+    listening,
+    replicating,
+)
 from xencolo.record import parse, render
 
-QUICK_LINK = {"timeout": 0.5, "ping_interval": 0.2}
 SESSION = "0123456789abcdef"
 
 

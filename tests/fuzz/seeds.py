@@ -4,7 +4,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from tests.fuzz.targets import CORPUS, PLACE
+from tests.rigs.disks import COLO, PLAIN
 from xencolo import link, nodes, requests, wire
 from xencolo.command import COMMANDS
 from xencolo.device import read_requests
@@ -16,19 +19,7 @@ from xencolo.store import Store
 from xencolo.wire import Op, Packet
 from xencolod import config, keys
 
-_PLAIN = Disk(vdev="xvda", pdev_path="/i/a.raw", backend=Backend.QDISK, format=Format.RAW)
-_COLO = Disk(
-    vdev="xvda",
-    pdev_path="/i/a,b.qcow2",
-    backend=Backend.QDISK,
-    format=Format.QCOW2,
-    colo_enable=True,
-    colo_host="192.0.2.2",
-    colo_port=9000,
-    colo_export="web",
-    active_disk="/i/active",
-    hidden_disk="/i/hidden",
-)
+_COLO = msgspec.structs.replace(COLO, pdev_path="/i/a,b.qcow2", format=Format.QCOW2)
 _CDROM = Disk(
     vdev="xvda",
     backend=Backend.QDISK,
@@ -104,12 +95,12 @@ def seeds() -> dict[str, list[bytes]]:
             _packets(Request(Op.GET_PERMS, b"n0\0r5\0"), Request(Op.ERROR, b"ENOENT\0")),
         ],
         "specification": [
-            format_spec(_PLAIN).encode(),
+            format_spec(PLAIN).encode(),
             b"/i/a.img,qcow2,hda,r",
             format_spec(_COLO).encode(),
             b"raw:/dev/vg/v,hdc:cdrom,r",
         ],
-        "nodes": [_answers(disk) for disk in (_PLAIN, _COLO, _CDROM)],
+        "nodes": [_answers(disk) for disk in (PLAIN, _COLO, _CDROM)],
         "qmp": [
             b'{"QMP":{"version":{"qemu":{"micro":22,"minor":2,"major":7}},"capabilities":["oob"]}}\r\n',
             b'{"return":{},"id":1}\r\n{"error":{"class":"GenericError","desc":"no"},"id":2}\n',

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.rigs.disks import COLO
 from xencolo.device import Device
 from xencolo.disk import Backend, Disk, Format, Role
 from xencolo.drives import Form
@@ -19,18 +20,6 @@ from xencolo.status import DeviceState, DomainState, DomainStatus
 UUID, OTHER_UUID = "6b0e5f0a-0000-4000-8000-000000000001", "6b0e5f0a-0000-4000-8000-000000000002"
 A, B, CD, FAR = 51712, 51728, 51744, 51792  # xvda, xvdb, xvdc, xvdf
 
-DISK_A = Disk(
-    vdev="xvda",
-    pdev_path="/srv/a.img",
-    backend=Backend.QDISK,
-    format=Format.RAW,
-    colo_enable=True,
-    colo_host="192.0.2.7",
-    colo_port=9000,
-    colo_export="disk-a",
-    active_disk="/srv/a-active.qcow2",
-    hidden_disk="/srv/a-hidden.qcow2",
-)
 DISK_B = Disk(vdev="xvdb", pdev_path="/srv/b.img", backend=Backend.QDISK, format=Format.RAW)
 # More than four IDE disks: the guest's PV driver has to serve it.
 DISK_FAR = msgspec.structs.replace(DISK_B, vdev="xvdf", pdev_path="/srv/f.img")
@@ -51,7 +40,7 @@ def broken(devid: int, *, is_colo: bool = False) -> Device:
     return Device(paths, None, is_colo, (MissingNode(paths.libxl, "mode"),))
 
 
-HAS_A = {A: device(DISK_A)}
+HAS_A = {A: device(COLO)}
 HAS_B = {B: device(DISK_B)}
 HAS_AB = {**HAS_A, **HAS_B}
 DOMAIN = Domain(5, True, "guest", UUID, None, None, None, None, HAS_A)
@@ -112,16 +101,16 @@ A_BROKEN = DOMAIN._replace(devices={A: broken(A, is_colo=True), **HAS_B})
 B_BROKEN = DOMAIN._replace(devices={**HAS_A, B: broken(B)})
 ALL_BROKEN = DOMAIN._replace(devices={A: broken(A, is_colo=True)})
 SECONDARY = DOMAIN._replace(role=Role.SECONDARY)
-A_LEAVES = DOMAIN._replace(devices={A: leaving(DISK_A)})
+A_LEAVES = DOMAIN._replace(devices={A: leaving(COLO)})
 B_LEAVES = DOMAIN._replace(devices={**HAS_A, B: leaving(DISK_B)})
 B_CLOSED = DOMAIN._replace(devices={**HAS_A, B: leaving(DISK_B, state=6)})
-FAR_STAYS = DOMAIN._replace(devices={A: leaving(DISK_A), FAR: device(DISK_FAR)})
+FAR_STAYS = DOMAIN._replace(devices={A: leaving(COLO), FAR: device(DISK_FAR)})
 FAR_LEAVES = DOMAIN._replace(devices={**HAS_A, FAR: leaving(DISK_FAR)})
-BROKEN_STAYS = DOMAIN._replace(devices={A: leaving(DISK_A), B: broken(B)})
+BROKEN_STAYS = DOMAIN._replace(devices={A: leaving(COLO), B: broken(B)})
 BROKEN_LEAVES = DOMAIN._replace(
     devices={**HAS_A, B: broken(B)._replace(online=False, state=5)},
 )
-OFFLINE = DOMAIN._replace(devices={A: leaving(DISK_A, state=4)})
+OFFLINE = DOMAIN._replace(devices={A: leaving(COLO, state=4)})
 NO_IMAGE = {A: "the image /srv/a.img does not exist"}
 FAILED = Machine(Phase.FAILED, WITH_A, None, "exit status 1")
 
@@ -349,7 +338,7 @@ def test_role_in_force_and_pid_are_those_of_a_living_qemu(shown: Shown) -> None:
 
 def test_each_disk_has_its_state_and_reason() -> None:
     devices = {
-        A: device(DISK_A),
+        A: device(COLO),
         B: broken(B),
         CD: device(DISK_NEVER),
         FAR: device(DISK_FAR),
@@ -386,7 +375,7 @@ def test_a_disk_that_leaves_says_whether_it_is_held_up() -> None:
 
 def test_what_only_one_form_has_room_for_is_as_the_running_qemu_has_it() -> None:
     """sdi is a disk to the 2016 text's SCSI controller, and none to the other form's."""
-    ninth = msgspec.structs.replace(DISK_A, vdev="sdi")
+    ninth = msgspec.structs.replace(COLO, vdev="sdi")
     domain = DOMAIN._replace(devices={ninth.devid: device(ninth)})
     text = RESTART._replace(form=Form.TEXT_2016)
     machine = running(launch_of(domain, policy=text))
@@ -429,7 +418,7 @@ def test_who_is_managed(domain: Domain, managed: bool) -> None:
 DEVICES = st.fixed_dictionaries(
     {},
     optional={
-        A: st.sampled_from([device(DISK_A), leaving(DISK_A), broken(A), broken(A, is_colo=True)]),
+        A: st.sampled_from([device(COLO), leaving(COLO), broken(A), broken(A, is_colo=True)]),
         B: st.sampled_from([device(DISK_B), leaving(DISK_B), leaving(DISK_B, 6), broken(B)]),
         CD: st.just(device(DISK_NEVER)),
         FAR: st.just(device(DISK_FAR)),
