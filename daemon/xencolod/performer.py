@@ -1,7 +1,6 @@
 """What the actions of replication are: QMP on this side's QEMU, questions to the peer, the record.
 
-:class:`Performer` holds what the actions of one domain share. It decides nothing: which action comes when
-is :mod:`xencolo.replication`'s.
+Nothing is decided here: which action comes when is :mod:`xencolo.replication`'s.
 """
 
 import errno
@@ -9,109 +8,30 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
-import msgspec
 import trio
 
 from xencolo import link as peer
-from xencolo.disk import Disk, Format, Role
+from xencolo.disk import Disk, Role
 from xencolo.errors import LinkClosed, LinkSilent, ReplicationError
-from xencolo.graph import Form, form_of, has_disk
-from xencolo.observed import is_superseded
-from xencolo.plan import Domain, Launch
-from xencolo.record import Record, chain_of
+from xencolo.record import chain_of
 from xencolo.replication import Action
 from xencolo.status import Resync
-from xencolod import images
-from xencolod.blocks import Blocks
-from xencolod.link import Link
+from xencolod.group import Group, Host
 from xencolod.primary_blocks import PrimaryBlocks
-from xencolod.qmp import Qmp
-from xencolod.records import Records
 from xencolod.secondary_blocks import SecondaryBlocks
-from xencolod.security import Security
-from xencolod.supervisor import Settings
-
-B = TypeVar("B", bound=Blocks)
 
 #: Seconds between two looks whether the commit of a failover has ended, at first and at most, and how they
 #: grow: a sixth of the commit's time at most is waited in vain.
 _COMMIT_POLL, _COMMIT_GROWTH = (0.002, 0.1), 1.2
 
 
-class Host(Protocol):
-    """What replication needs of the daemon around it."""
-
-    settings: Settings
-    records: Records
-
-    def security(self) -> Security:
-        """Return how the link is secured.
-
-        :raises ReplicationError: it can't be used as it is configured; with the remedy.
-        """
-
-    def credentials(self) -> str | None:
-        """Return the directory of QEMU's TLS credentials, None for the plain mode."""
-
-    async def has_role(self, domid: int, role: Role) -> bool:
-        """Return whether the role node says this now.
-
-        :raises XenstoreError: xenstored failed.
-        """
-
-    async def set_role(self, domid: int, role: Role) -> None:
-        """Write the role node.
-
-        :raises XenstoreError: xenstored failed.
-        """
-
-
-@dataclass
-class Times:
-    """When things began, on trio's clock, and how long the guest stood last."""
-
-    began: float = 0.0
-    paused: float | None = None
-    stood: float = 0.0
-    resync: float | None = None
-
-
-class Performer:
-    """The shared state of one domain's actions, and the actions.
-
-    :ivar disks: its COLO disks, by devid.
-    :ivar qmp: to its QEMU, None while there is none to talk to.
-    :ivar link: to the secondary's daemon, None while there is none.
-    :ivar nbd: where the secondary's NBD server is.
-    :ivar session: the replication session that this side is in or about to begin.
-    :ivar number: of the last checkpoint in the session.
-    """
+class Performer(Group):
+    """The actions on a group."""
 
     def __init__(self, domid: int, host: Host, renew: Callable[[], None]) -> None:
-        self.domid = domid
-        self.host = host
-        self.disks: tuple[Disk, ...] = ()
-        self.qmp: Qmp | None = None
-        self.link: Link | None = None
-        self.nbd: tuple[str, int] | None = None
-        self.assume_equal = False
-        self.later_generation: int | None = None
-        self.peer_generation: int | None = None
-        self.session: str | None = None
-        self.number = 0
-        self.checkpoint_time: int | None = None
-        self.resync: Resync | None = None
-        self.times = Times()
-        self.record: Record | None = None
+        super().__init__(domid, host)
         self._renew = renew
-        self._ended: str | None = None
-        self._form = Form.BLOCKDEV
-        self._timeout = 10.0
-        self._saving = trio.Lock()
-        self._lengths: dict[tuple[str, Format], int] = {}
         self._perform: Mapping[Action, Callable[[], Awaitable[None]]] = {
             Action.PAUSE: self._pause,
             Action.RESUME: self._resume,
@@ -148,139 +68,6 @@ class Performer:
         """
         await self._perform[action]()
 
-    # -- what there is -----------------------------------------------------------------------------
-
-    def describe(self, view: Domain, launch: Launch | None, timeout: float) -> None:
-        """Take what the nodes say of the disks; a disk that can't be read is as it was.
-
-        :param launch: what the QEMU runs with: only what it was given can replicate.
-        """
-        if self.record and view.uuid and view.uuid.lower() != self.record.uuid:
-            self._forget()
-        read = {d: device.disk for d, device in view.devices.items() if device.is_colo}
-        before = {disk.devid: disk for disk in self.disks}
-        disks = [disk or before.get(devid) for devid, disk in sorted(read.items())]
-        role = launch.role if launch else view.wanted_role
-        self.disks = tuple(
-            disk
-            for disk in disks
-            if disk and role is not Role.NONE and (launch is None or has_disk(launch.drives, disk))
-        )
-        self._form = form_of(launch.drives) if launch else Form.BLOCKDEV
-        self._timeout = timeout
-
-    def _forget(self) -> None:
-        """Forget the guest that had the domid before."""
-        self.record, self.disks = None, ()
-        self.session = self.checkpoint_time = self.resync = self.nbd = None
-        self.later_generation = self.peer_generation = self._ended = None
-        self.number, self.assume_equal = 0, False
-
-    def begin(self) -> None:
-        """Note that a step begins."""
-        self.times.began, self.times.stood = trio.current_time(), 0.0
-
-    def _blocks(self, kind: type[B], credentials: str | None = None) -> B:
-        if self.qmp is None:
-            raise ReplicationError("there is no QEMU to talk to")
-        return kind(
-            self.qmp, self.disks, self._form, timeout=self._timeout, credentials=credentials
-        )
-
-    @property
-    def primary(self) -> PrimaryBlocks:
-        """The domain's QEMU as a primary's.
-
-        :raises ReplicationError: there is none to talk to.
-        """
-        return self._blocks(PrimaryBlocks)
-
-    @property
-    def secondary(self) -> SecondaryBlocks:
-        """The domain's QEMU as a secondary's.
-
-        :raises ReplicationError: there is none to talk to.
-        """
-        return self._blocks(SecondaryBlocks)
-
-    @property
-    def either(self) -> Blocks:
-        """The domain's QEMU, for what goes for both roles.
-
-        :raises ReplicationError: there is none to talk to.
-        """
-        return self._blocks(Blocks)
-
-    @property
-    def lost_qemu(self) -> bool:
-        """Whether the connection to QEMU has ended."""
-        return self.qmp is not None and self.qmp.closed
-
-    @property
-    def assumes_equal(self) -> bool:
-        """Whether somebody said, for this time or for the first, that both hosts' disks are equal."""
-        configured = self.host.settings.config.replication.assume_equal
-        return self.assume_equal or (configured and not self.known.diverged)
-
-    @property
-    def superseded(self) -> str | None:
-        """Why this host may not be the primary, None where it may."""
-        record = self.record
-        if record is None or record.superseded_by is None or not is_superseded(record):
-            return None
-        return self.superseded_by(record.superseded_by)
-
-    def superseded_by(self, generation: int) -> str:
-        """Return what is said when the other host is the primary of a later generation."""
-        return (
-            f"another host is the primary of generation {generation}, this one's is "
-            f"{self.known.generation}: make it a secondary (xencolo role {self.domid} secondary), and "
-            f"let the other one resync to it"
-        )
-
-    @property
-    def known(self) -> Record:
-        """The domain's record.
-
-        :raises ReplicationError: there is none.
-        """
-        if self.record is None:
-            raise ReplicationError("the domain has no record")
-        return self.record
-
-    async def save(self, **changes: object) -> None:
-        """Change the record, on disk first.
-
-        :raises RecordError: it could not be saved; nothing changed.
-        """
-        async with self._saving:
-            record = msgspec.structs.replace(self.known, **changes)
-            if record != self.record:
-                await self.host.records.save(record)
-                self.record = record
-
-    async def infos(self) -> tuple[peer.DiskInfo, ...]:
-        """Return what the peer is told of the disks.
-
-        :raises ImageError: the length of one can't be read.
-        """
-        return tuple(
-            [
-                peer.DiskInfo(disk.vdev, disk.colo_export or "", await self._length(disk))
-                for disk in self.disks
-            ]
-        )
-
-    async def _length(self, disk: Disk) -> int:
-        key = disk.pdev_path or "", disk.format
-        if key not in self._lengths:
-            self._lengths[key] = await images.length(*key)
-        return self._lengths[key]
-
-    async def total(self) -> int:
-        """Return the bytes of all disks together."""
-        return sum([await self._length(disk) for disk in self.disks])
-
     # -- both roles --------------------------------------------------------------------------------
 
     async def _pause(self) -> None:
@@ -314,15 +101,6 @@ class Performer:
 
     # -- primary -----------------------------------------------------------------------------------
 
-    async def ask(self, request: peer.Request) -> peer.Reply:
-        """Ask the secondary's daemon.
-
-        :raises LinkError: it refused, went away, or did not answer in time.
-        """
-        if self.link is None:
-            raise LinkClosed("there is no link to the peer")
-        return await self.link.ask(request)
-
     def _session(self) -> str:
         if self.session is None:
             raise ReplicationError("there is no session")
@@ -335,7 +113,7 @@ class Performer:
     async def _connect(self) -> None:
         if self.nbd is None:
             raise LinkClosed("there is no link to the peer")
-        blocks = self._blocks(PrimaryBlocks, self.host.credentials())
+        blocks = self.blocks(PrimaryBlocks, self.host.credentials())
         await blocks.connect(*self.nbd)
 
     async def _mirror(self) -> None:
@@ -360,13 +138,13 @@ class Performer:
 
     async def _release_peer(self) -> None:
         """Tell the peer, if it can be told: else it sees by itself that its primary has gone."""
-        if self._ended and self.link:
+        if self.ended and self.link:
             with suppress(LinkClosed, LinkSilent):
-                await self.ask(peer.Detach(self._ended))
+                await self.ask(peer.Detach(self.ended))
 
     async def _detach(self) -> None:
         self.resync = None
-        self._ended, self.session = self.session, None
+        self.ended, self.session = self.session, None
         if self.qmp:
             await self.primary.detach(cut=True)
 
@@ -374,7 +152,7 @@ class Performer:
 
     async def _serve(self) -> None:
         disk = self.disks[0]
-        blocks = self._blocks(SecondaryBlocks, self.host.credentials())
+        blocks = self.blocks(SecondaryBlocks, self.host.credentials())
         host = disk.colo_host or ""
         # The colo-host of a primary of before is the other host's address still.
         where = host if await is_own(host) else self.host.settings.config.link.listen

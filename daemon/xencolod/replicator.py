@@ -19,8 +19,9 @@ from xencolo.replication import Action, Event, Place, Step, step
 from xencolo.status import DomainState, DomainStatus, ReplicationStatus
 from xencolod.answering import Answering
 from xencolod.fencing import fence
+from xencolod.group import Host
 from xencolod.log import Logger, emit
-from xencolod.performer import Host, Performer
+from xencolod.performer import Performer
 from xencolod.qmp import Qmp
 from xencolod.reach import Reach
 from xencolod.watching import Watching
