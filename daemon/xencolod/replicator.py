@@ -4,7 +4,6 @@ Nothing is remembered that can't be found again: where a QEMU is in its life is 
 outlives it from the domain's record (:mod:`xencolod.watching`).
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ from xencolod.answering import Answering
 from xencolod.fencing import fence
 from xencolod.group import Host
 from xencolod.log import Logger, emit
+from xencolod.occurrences import Occurrence, Occurrences
 from xencolod.performer import Performer
 from xencolod.qmp import Qmp
 from xencolod.reach import Reach
@@ -41,36 +41,6 @@ _CAN_BE_BYPASSED = {
 _SUSPENDED = Place(Role.PRIMARY, _S.DEGRADED)
 #: What the reconciler says of a domain whose replication has more to say.
 _COVERED = {_S.RUNNING, _S.LAUNCHING}
-
-
-class Occurrence:
-    """An event in the queue, and who waits for what becomes of it.
-
-    :ivar begin: called when the table takes it, just before its actions: what it brings with it.
-    """
-
-    def __init__(
-        self, event: Event, error: str | None = None, begin: Callable[[], None] = lambda: None
-    ) -> None:
-        self.event = event
-        self.error = error
-        self.begin = begin
-        self._failure: XencoloError | None = None
-        self._over = trio.Event()
-
-    def finish(self, failure: XencoloError | None = None) -> None:
-        """Tell who waits; ``failure`` is why it came to nothing."""
-        self._failure = failure
-        self._over.set()
-
-    async def outcome(self) -> None:
-        """Wait until it was dealt with, without a deadline: each action has its own.
-
-        :raises XencoloError: it came to nothing.
-        """
-        await self._over.wait()
-        if self._failure:
-            raise self._failure
 
 
 class Seen(NamedTuple):
@@ -116,8 +86,7 @@ class Replicator:
         self._on_change = on_change
         self._renew = renew
         self._demoted = False
-        self._queue: deque[Occurrence] = deque()
-        self._queued = trio.Event()
+        self._queue = Occurrences()
         self._fence = trio.CancelScope()
 
     # -- what the reconciler calls -------------------------------------------------------------------
@@ -251,8 +220,7 @@ class Replicator:
     ) -> Occurrence:
         """Queue an event; nothing is awaited."""
         occurrence = Occurrence(event, error, begin)
-        self._queue.append(occurrence)
-        self._queued.set()
+        self._queue.add(occurrence)
         return occurrence
 
     @property
@@ -288,12 +256,9 @@ class Replicator:
         if not self._queue:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.watching.run)
-                await self._queued.wait()
+                await self._queue.wait()
                 nursery.cancel_scope.cancel()
-        occurrence = self._queue.popleft()
-        if not self._queue:
-            self._queued = trio.Event()
-        return occurrence
+        return self._queue.take()
 
     async def _take(self, occurrence: Occurrence) -> bool:
         """Do what the table says; return whether it says anything and was done."""
@@ -370,16 +335,14 @@ class Replicator:
             return
         gone = isinstance(error, LinkClosed) and self.place.role is Role.PRIMARY
         what = Event.PEER_LOST if gone else Event.ACTION_FAILED
-        self._queue.appendleft(Occurrence(what, str(error)))
-        self._queued.set()
+        self._queue.put_first(Occurrence(what, str(error)))
         if isinstance(error, LinkError):
             self.reach.hang_up()
 
     def qemu_lost(self) -> None:
         """Note that the connection to QEMU has ended, without waiting for the reconciler to see it."""
         self.performer.qmp = None
-        self._queue.appendleft(Occurrence(Event.QEMU_GONE))
-        self._queued.set()
+        self._queue.put_first(Occurrence(Event.QEMU_GONE))
 
     def _move(self, place: Place, occurrence: Occurrence) -> None:
         """Go to a place; every change is logged and published."""
