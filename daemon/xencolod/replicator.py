@@ -100,9 +100,8 @@ class Replicator:
             if self.performer.qmp:
                 self.push(Event.QEMU_GONE)
             elif seen.qmp and self.place.state is _S.FAILED:
-                self.push(
-                    Event.RETRY
-                )  # what forbids to replicate may ask something of this QEMU too
+                # What forbids to replicate may ask something of this QEMU too.
+                self.push(Event.RETRY)
             self.performer.qmp = seen.qmp if self.performer.disks else None
         self._accept(seen, before)
         self._demote(seen)
