@@ -7,7 +7,6 @@ from xencolo.replication import TABLE
 
 #: Rows that are there so that no order of events is a fault, and that nothing outside brings about at will.
 NOT_AT_WILL = {
-    "primary degraded qemu-error": "nobody looks at QEMU's status there",
     "primary degraded peer-lost": "it has a link only until the next event, which leads elsewhere",
     "primary promoted peer-lost": "the welcome is dealt with before the loss, and leads elsewhere",
     "primary promoted peer-silent": "the same",
@@ -17,10 +16,6 @@ NOT_AT_WILL = {
     "secondary launching bypassed": "it was seen before, and QEMU ended then",
     "secondary degraded bypassed": "it was seen before, and the peer was lost then",
     "secondary failed bypassed": "it was seen before, and the domain was refused then",
-    "secondary degraded qemu-error": "nobody looks at QEMU there",
-    "secondary listening qemu-error": "nobody looks at QEMU there",
-    "secondary failed action-failed": "a failure is dealt with before all other events",
-    "secondary failing-over refused": "it is dealt with after the failover, and finds another state",
     "secondary replicating fenced": "the fencing command is cancelled when the primary is back",
 }
 

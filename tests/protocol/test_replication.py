@@ -229,7 +229,6 @@ NOT_DRAWN: dict[Event, dict[State, set[State] | None]] = {
     Event.QEMU_ERROR: {
         State.DEGRADED: {State.RESYNCING, State.REPLICATING},
         State.FAILED: {State.LAUNCHING},
-        State.LAUNCHING: {State.LISTENING},
     },
 }
 
@@ -452,11 +451,8 @@ def _fence(host: Host) -> None:
 
 
 def _say_error(host: Host) -> None:
-    if host.daemon and host.daemon.place.state in {
-        State.RESYNCING,
-        State.REPLICATING,
-        State.LAUNCHING,
-    }:
+    seen_in = {State.RESYNCING, State.REPLICATING, State.LAUNCHING}
+    if host.daemon and not host.daemon.queue and host.daemon.place.state in seen_in:
         host.daemon.push(Event.QEMU_ERROR)
 
 
