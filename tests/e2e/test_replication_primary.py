@@ -356,8 +356,9 @@ def test_checkpoints_at_an_interval(two: list[Member]) -> None:
     *("primary standalone action-failed", "primary failed action-failed", "primary failed refused"),
     *("primary failed retry", "primary launching action-failed", "primary degraded action-failed"),
     *("primary launching qemu-error", "primary launching qemu-gone", "primary launching refused"),
-    *("primary failed qemu-gone", "primary degraded bypassed"),
+    "primary failed qemu-gone",
 )
+@pytest.mark.unexpected("primary degraded checkpoint")
 def test_an_action_fails(two: list[Member]) -> None:
     a, b = two
     a.set(replication={"qmp_timeout": 0.5})
@@ -395,7 +396,7 @@ def test_an_action_fails(two: list[Member]) -> None:
         a.walks("primary launching qemu-gone", since=mark)
     a.is_("degraded")
     a.says("bypassed")
-    a.barrier()
+    a.command("checkpoint")  # answered after all that is queued
     with a.stuck_marker():
         mark = a.mark()
         a.command("detach")
