@@ -525,3 +525,20 @@ def test_a_secondary_stays_away(two: list[Member]) -> None:
     assert b.command("failover") == "failover done generation 2"
     a.is_("failed")
     until(lambda: a.guest("query-status")["status"] != "running", "the guest stands")
+
+
+def test_a_peer_of_before_is_not_waited_for(two: list[Member]) -> None:
+    a, b = two
+    a.set(replication={"grace": 0.5})
+    replicating(a, b)
+    mark = a.mark()
+    b.kill()
+    a.is_("degraded")
+    a.serve_here()
+    a.store.write(f"{COLO}/role", "secondary")
+    a.is_("listening")
+    time.sleep(0.5)
+    assert a.command("failover force") == "failover done generation 2"
+    assert a.command("resync to=127.0.0.9").startswith("resync done")
+    a.says("Connection refused")
+    assert "primary promoted peer-silent" not in a.walked(since=mark)

@@ -386,7 +386,8 @@ def go_on(hosts: Iterable[Host], *, hello: bool = True) -> None:
             host.hello(equal=False)
         elif host.daemon and host.daemon.lost and not host.daemon.link:
             host.daemon.lost = False
-            host.daemon.push(Event.PEER_SILENT)
+            if host.daemon.session is not None:
+                host.daemon.push(Event.PEER_SILENT)
 
 
 def replicates(world: World) -> bool:
