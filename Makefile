@@ -9,10 +9,10 @@ BIN    := $(VENV)/bin
 JOBS ?= 2
 
 # What the tests run against, and what builds the hypervisor stand-in they preload.
-PROGRAMS := qemu-system-x86_64 qemu-img gcc systemd-analyze openssl losetup /usr/lib/xen-4.17/bin/xenstored \
+PROGRAMS := qemu-system-x86_64 qemu-img gcc systemd-analyze openssl losetup ip /usr/lib/xen-4.17/bin/xenstored \
             /usr/lib/xen-4.17/bin/oxenstored /usr/include/xenctrl.h
 PACKAGES := qemu-system-x86 qemu-utils gcc libc6-dev systemd xen-utils-4.17 libxen-dev \
-            python3 python3-venv openssl mount
+            python3 python3-venv openssl mount iproute2
 
 .PHONY: demo test sweep bench faults fuzz lint setup system pages lock clean
 

@@ -14,6 +14,7 @@ from xencolo.status import (
     QEMU_RUNS,
     RECORD,
     ROLE,
+    STATE,
     DeviceState,
     DomainState,
     DomainStatus,
@@ -73,25 +74,30 @@ class Publisher:
         """Take nothing for written any more: the store may be another one."""
         self._written.clear()
 
-    async def publish(self, domid: int, status: DomainStatus, uuid: str | None) -> bool:
+    async def publish(
+        self, domid: int, status: DomainStatus, uuid: str | None, *, stands: bool
+    ) -> bool:
         """Say how a domain is; return False if it went away meanwhile.
 
         The domain's home is read in the same transaction: a status must not bring the directories of a
         domain that has just been destroyed to life again, nor be said of the next one under its domid.
+        So is its state: a domain that was destroyed and has come back has none, and all is said again.
 
         :param uuid: the guest's whose status it is.
+        :param stands: whether a state of it was read.
 
         :raises XenstoreError: xenstored failed; nothing was written.
         """
         values = published(domid, self._own, status)
         before = self._written.get(domid)
-        if before == values:
+        if before == values and stands:
             return True
         pid, state = self._device_model(domid)
+        said = f"{colo_path(domid)}/{STATE}"
 
         async def body(transaction: Transaction) -> bool:
-            places = [domain_path(domid), f"{domain_path(domid)}/vm", *self._pids(domid)]
-            home, vm, theirs, own = await self._read(transaction, places)
+            places = [domain_path(domid), f"{domain_path(domid)}/vm", said, *self._pids(domid)]
+            home, vm, standing, theirs, own = await self._read(transaction, places)
             if home is None or uuid_of(vm) != uuid:
                 return False
             kept: set[str] = set()
@@ -101,7 +107,7 @@ class Publisher:
                 # As libxl leaves it: it tells that a device model ran and is dead.
                 kept = {pid}
             old = before
-            if old is None:
+            if old is None or standing is None:
                 # A record's name stays, for who has to know that there was one.
                 await self._clear(transaction, domid, kept=_INPUTS | {RECORD})
                 old = dict.fromkeys((pid, state), "")

@@ -189,6 +189,8 @@ class Reach:
     def _give_up_in_time(self) -> None:
         """Detach from a secondary whose daemon stays away: its QEMU may have gone with it."""
         grace = self._performer.host.settings.config.replication.grace
-        if self._lost_at is not None and trio.current_time() >= self._lost_at + grace:
+        if self._performer.session is None:
+            self._lost_at = None  # in no session, there is nothing to detach from
+        elif self._lost_at is not None and trio.current_time() >= self._lost_at + grace:
             self._lost_at = None
             self._owner.push(Event.PEER_SILENT, f"the peer was not back within {grace:g} s")

@@ -393,7 +393,10 @@ class Reconciler:
         said, known.status = known.status is not None or known.unsaid, decided.status
         known.unsaid = True
         if decided.status and view.exists:
-            if not await self._publisher.publish(view.domid, decided.status, view.uuid):
+            published = await self._publisher.publish(
+                view.domid, decided.status, view.uuid, stands=view.published
+            )
+            if not published:
                 self.dirty.mark(view.domid)  # it was another one's by then, or nobody's
         elif decided.status is None and (said or view.published or not view.devices):
             await self._publisher.withdraw(view.domid)

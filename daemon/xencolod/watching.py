@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from xencolo.disk import Role
-from xencolo.errors import XencoloError
+from xencolo.errors import ReplicationError, XencoloError
 from xencolo.observed import forbidden, found
 from xencolo.plan import Launch
 from xencolo.qmp import Event as QmpEvent
@@ -62,12 +62,15 @@ class Watching:
             if activity:
                 await activity()
         except XencoloError as error:
-            if self._owner.queued:
-                return  # it tells why, and what is still so after it is seen again
-            if self._performer.lost_qemu:
+            if self._performer.lost_qemu and not self._owner.queued:
                 self._owner.qemu_lost()
             else:
-                self._owner.push(Event.QEMU_ERROR, str(error))
+                self._tell(Event.QEMU_ERROR, str(error))
+
+    def _tell(self, event: Event, error: str | None = None) -> None:
+        """Tell what was seen, where it was seen: what is so after the next event too is seen again."""
+        if not self._owner.queued:
+            self._owner.push(event, error)
 
     def poke(self) -> None:
         """Look again."""
@@ -107,7 +110,7 @@ class Watching:
                 await self._observe()
                 return
             if refusal := self._owner.refusal:
-                self._owner.push(forbidden(self._performer.record), refusal)
+                self._tell(forbidden(self._performer.record), refusal)
                 return
             if self._to_prepare and self._to_prepare != self._prepared:
                 await self._prepare(self._to_prepare)
@@ -141,7 +144,7 @@ class Watching:
         if seen is None or seen.launch is None:
             return
         if why := nameless(seen.view, seen.launch.role):
-            owner.push(Event.CLEAN, why)
+            self._tell(Event.CLEAN, why)
             return
         await load_record(performer, seen.view, seen.launch.role)
         record = performer.known
@@ -149,7 +152,7 @@ class Watching:
         owner.place = Place(record.role, _S.LAUNCHING)
         blocks = performer.secondary if record.role is Role.SECONDARY else performer.primary
         refusal = owner.refusal
-        owner.push(found(record, await blocks.observe(), refused=bool(refusal)), refusal)
+        self._tell(found(record, await blocks.observe(), refused=bool(refusal)), refusal)
 
     # -- while it runs -------------------------------------------------------------------------------
 
@@ -159,10 +162,9 @@ class Watching:
         while True:
             progress = await self._performer.primary.progress()
             if progress.failed:
-                self._owner.push(Event.QEMU_ERROR, f"the resync failed: {progress.failed}")
-                return
+                raise ReplicationError(f"the resync failed: {progress.failed}")
             if progress.ready:
-                self._owner.push(Event.MIRRORED)
+                self._tell(Event.MIRRORED)
                 return
             self._say_progress(progress.done, progress.total)
             await self._wait_alarm(look)
@@ -205,9 +207,7 @@ class Watching:
         self._failures = 0
         poll = self._performer.host.settings.config.replication.poll
         while (now := trio.current_time()) < until:
-            if error := await self._performer.either.fault():
-                self._owner.push(Event.QEMU_ERROR, f"QEMU's replication reports: {error}")
-                return
+            await self._performer.check()
             await self._wait_alarm(min(poll, until - now))
 
     async def _retry(self) -> None:
@@ -218,7 +218,7 @@ class Watching:
         pause = min(_RETRY_MIN * 2**self._failures, longest)
         self._failures = min(self._failures + 1, 16)
         await trio.sleep(pause)
-        self._owner.push(Event.RETRY)
+        self._tell(Event.RETRY)
 
     # -- saying --------------------------------------------------------------------------------------
 

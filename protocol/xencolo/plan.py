@@ -4,7 +4,7 @@ No branch here looks at anything but its arguments, so every decision is a row o
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -264,8 +264,8 @@ def _choose(  # noqa: PLR0911 - one return a row reads best
     wanted = Launch(
         domain.domid, domain.name, domain.uuid, memory, domain.wanted_role, drives.arguments
     )
+    broken = [error for _, (at, error) in sorted(devices.items()) if at is DeviceState.ERROR]
     if running:
-        broken = any(state is DeviceState.ERROR for state, _ in devices.values())
         return _choose_running(domain, machine, policy, running, wanted, settled=not broken)
     if machine.phase is Phase.ENDING or machine.may_hold_guest:
         return None, DomainState.ENDING, None
@@ -275,7 +275,7 @@ def _choose(  # noqa: PLR0911 - one return a row reads best
         return None, DomainState.FOREIGN, domain.foreign
     if domain.gone_pid and not policy.restart:
         return None, DomainState.FAILED, _GONE.format(pid=domain.gone_pid)
-    if lack := _lack(wanted):
+    if lack := _lack(wanted, broken):
         return None, DomainState.WAITING, lack
     if machine.phase is Phase.FAILED and machine.launch == wanted:
         return wanted, DomainState.FAILED, machine.error
@@ -302,11 +302,14 @@ def _choose_running(
     return wanted, DomainState.LAUNCHING, None
 
 
-def _lack(wanted: Launch) -> str | None:
-    """Return what is missing to start it."""
+def _lack(wanted: Launch, broken: Sequence[str | None]) -> str | None:
+    """Return what is missing to start it; ``broken`` says what is wrong with its disks."""
     if not wanted.memory:
         return _NO_MEMORY.format(domid=wanted.domid)
-    return None if wanted.drives else "no disk can be given to QEMU"
+    if wanted.drives:
+        return None
+    why = f": {'; '.join(map(str, broken))}" if broken else ""
+    return f"no disk can be given to QEMU{why}"
 
 
 _OUTDATED = "QEMU runs with other drives than the nodes describe; restart the domain to change them"

@@ -162,6 +162,8 @@ def _primary_alone(state: State) -> Iterator[tuple[Key, Step]]:
 def _anywhere(role: Role, state: State) -> Iterator[tuple[Key, Step]]:
     """Yield what may happen in every state of a role."""
     yield _row(role, state, _E.QEMU_GONE, then=_S.LAUNCHING)
+    if state is _S.FAILING_OVER:
+        return  # only in the middle of a step: what else happens finds what the step has led to
     if role is _P:
         # Failed from the start: an action that fails must lead to no state that lets the guest run on.
         off = (_A.RECORD_SUPERSEDED, *_FENCE_OFF)
@@ -205,7 +207,6 @@ def _primary_rows() -> Iterator[tuple[Key, Step]]:
     # The guest's writes may hang in the connection to a secondary whose QEMU hangs, and QEMU with them.
     yield _row(_P, _S.DEGRADED, _E.ACTION_FAILED, *_CLEAN_UP, during=_S.FAILED, then=_S.DEGRADED)
     yield _row(_P, _S.DEGRADED, _E.PEER_AGREES, then=_S.REPLICATING)
-    yield _row(_P, _S.DEGRADED, _E.QEMU_ERROR, *_CLEAN_UP, then=_S.DEGRADED)
 
     yield _row(
         *(_P, _S.RESYNCING, _E.MIRRORED, _A.PAUSE, _A.FINISH_MIRROR, *_SWITCH), then=_S.REPLICATING
@@ -277,7 +278,6 @@ def _secondary_rows() -> Iterator[tuple[Key, Step]]:
         yield _row(_Q, _S.REPLICATING, event, then=_S.DEGRADED)
         yield _row(_Q, _S.DEGRADED, event, then=_S.DEGRADED)
         yield _row(_Q, _S.FAILED, event, then=_S.FAILED)
-    yield _row(_Q, _S.LISTENING, _E.QEMU_ERROR, then=_S.LAUNCHING)
     yield _row(_Q, _S.LISTENING, _E.ACTION_FAILED, then=_S.FAILED)
 
     yield _row(
@@ -287,7 +287,6 @@ def _secondary_rows() -> Iterator[tuple[Key, Step]]:
     for event in (_E.ACTION_FAILED, _E.QEMU_ERROR, _E.BYPASSED):
         yield _row(_Q, _S.REPLICATING, event, then=_S.DEGRADED)
     yield _row(_Q, _S.DEGRADED, _E.PEER_AGREES, then=_S.REPLICATING)
-    yield _row(_Q, _S.DEGRADED, _E.QEMU_ERROR, then=_S.DEGRADED)
     yield _row(_Q, _S.DEGRADED, _E.ACTION_FAILED, then=_S.FAILED)
     for state in (_S.REPLICATING, _S.DEGRADED):
         for event in (_E.PEER_PREPARES, _E.PEER_DETACHES):
@@ -305,7 +304,6 @@ def _secondary_rows() -> Iterator[tuple[Key, Step]]:
 
     for event in (_E.ACCEPTED, _E.RETRY):
         yield _row(_Q, _S.FAILED, event, then=_S.LAUNCHING)
-    yield _row(_Q, _S.FAILED, _E.ACTION_FAILED, then=_S.FAILED)
 
 
 TABLE: Mapping[Key, Step] = dict(_rows())

@@ -1,7 +1,7 @@
 """The host of a test: fresh, not started yet, and ended whatever happens."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import pytest
 
 from tests.e2e.host import Host, Images
 from tests.e2e.machines import VDEVS, Machine, Start, disks_in
+from tests.e2e.network import Network, apart
 from tests.e2e.site import Member, site
 from tests.rigs import Server
 from xencolo.disk import Role
@@ -46,30 +47,40 @@ def start(tmp_path: Path) -> Iterator[Start]:
         yield begin
 
 
-def _members(directory: Path, images: Images, count: int, test: Any) -> Iterator[list[Member]]:
-    """Yield hosts; after the test, see that it walked the rows it names and met nothing unexpected."""
+@contextmanager
+def _checked(members: list[Member], test: Any) -> Iterator[None]:
+    """After the test, see that it walked the rows it names and met nothing unexpected."""
     failed = test.session.testsfailed
-    with site(directory, images, count) as members:
-        yield members
-        if test.session.testsfailed > failed:
-            return
-        walked = {row for member in members for row in member.walked()}
-        named = {row for mark in test.iter_markers("walks") for row in mark.args}
-        assert named <= walked, f"not walked: {sorted(named - walked)}"
-        met = [e for member in members for e in member.events("replication.unexpected")]
-        allowed = {row for mark in test.iter_markers("unexpected") for row in mark.args}
-        found = {f"{e['role']} {e['state']} {e['cause']}" for e in met}
-        assert found == allowed, f"unexpected: {met}"
+    yield
+    if test.session.testsfailed > failed:
+        return
+    walked = {row for member in members for row in member.walked()}
+    named = {row for mark in test.iter_markers("walks") for row in mark.args}
+    assert named <= walked, f"not walked: {sorted(named - walked)}"
+    met = [e for member in members for e in member.events("replication.unexpected")]
+    allowed = {row for mark in test.iter_markers("unexpected") for row in mark.args}
+    found = {f"{e['role']} {e['state']} {e['cause']}" for e in met}
+    assert found == allowed, f"unexpected: {met}"
 
 
 @pytest.fixture
 def two(tmp_path: Path, images: Images, request: pytest.FixtureRequest) -> Iterator[list[Member]]:
-    yield from _members(tmp_path, images, 2, request.node)
+    with site(tmp_path, images, 2) as members, _checked(members, request.node):
+        yield members
 
 
 @pytest.fixture
 def three(tmp_path: Path, images: Images, request: pytest.FixtureRequest) -> Iterator[list[Member]]:
-    yield from _members(tmp_path, images, 3, request.node)
+    with site(tmp_path, images, 3) as members, _checked(members, request.node):
+        yield members
+
+
+@pytest.fixture
+def network(
+    tmp_path: Path, images: Images, request: pytest.FixtureRequest
+) -> Iterator[tuple[Network, list[Member]]]:
+    with apart(tmp_path, images) as (cable, members), _checked(members, request.node):
+        yield cable, members
 
 
 @pytest.fixture

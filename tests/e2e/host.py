@@ -266,6 +266,7 @@ class Host:
 
     :ivar store: xenstore through pyxs; for the embedded store from :meth:`start` on.
     :ivar xencolod: Python's arguments that make it xencolod.
+    :ivar within: what starts it, where it is to run in other namespaces.
     """
 
     def __init__(self, directory: Path, images: Images, xenstore: Path | str) -> None:
@@ -285,6 +286,7 @@ class Host:
         self._gate: FileIO | None = None
         self.environment: dict[str, str] = {}
         self.xencolod: tuple[str, ...] = _DAEMON
+        self.within: tuple[str, ...] = ()
         self.arguments: list[str] = []
         self.configure()
 
@@ -338,7 +340,7 @@ class Host:
         with self.log.open("ab") as log, (self.directory / "stderr").open("ab") as errors:
             return subprocess.Popen(
                 [
-                    *(sys.executable, *self.xencolod),
+                    *(*self.within, sys.executable, *self.xencolod),
                     *("--config", str(self.config), "--xenstore", str(self._xenstore)),
                     *self.arguments,
                 ],

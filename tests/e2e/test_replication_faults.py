@@ -80,6 +80,13 @@ def test_images_that_may_not_be_made(two: list[Member]) -> None:
         end(b.qemu(DOMID))
 
     stop()
+    hidden.unlink()
+    b.start()
+    b.says(f"{hidden} does not exist")
+    assert b.colo("state") == "waiting"
+    make(hidden, "1M")
+    b.is_("listening")
+    stop()
     make(active, "512k")
     b.start()
     b.says("524288 bytes long, the secondary disk 1048576")

@@ -358,6 +358,7 @@ def test_checkpoints_at_an_interval(two: list[Member]) -> None:
     *("primary launching qemu-error", "primary launching qemu-gone", "primary launching refused"),
     "primary failed qemu-gone",
 )
+@pytest.mark.unexpected("primary degraded checkpoint")
 def test_an_action_fails(two: list[Member]) -> None:
     a, b = two
     a.set(replication={"qmp_timeout": 0.5})
@@ -399,7 +400,7 @@ def test_an_action_fails(two: list[Member]) -> None:
         a.walks("primary launching qemu-gone", since=mark)
     a.is_("degraded")
     a.says("bypassed")
-    a.barrier()
+    a.command("checkpoint")  # answered after all that is queued
     with a.stuck_marker():
         mark = a.mark()
         a.command("detach")
@@ -546,3 +547,20 @@ def test_a_secondary_stays_away(two: list[Member]) -> None:
     assert b.command("failover") == "failover done generation 2"
     a.is_("failed")
     until(lambda: a.guest("query-status")["status"] != "running", "the guest stands")
+
+
+def test_a_peer_of_before_is_not_waited_for(two: list[Member]) -> None:
+    a, b = two
+    a.set(replication={"grace": 0.5})
+    replicating(a, b)
+    mark = a.mark()
+    b.kill()
+    a.is_("degraded")
+    a.serve_here()
+    a.store.write(f"{COLO}/role", "secondary")
+    a.is_("listening")
+    time.sleep(0.5)
+    assert a.command("failover force") == "failover done generation 2"
+    assert a.command("resync to=127.0.0.9").startswith("resync done")
+    a.says("Connection refused")
+    assert "primary promoted peer-silent" not in a.walked(since=mark)

@@ -392,9 +392,7 @@ def test_a_failover_is_interrupted(two: list[Member]) -> None:
     b.is_("listening")
 
 
-@pytest.mark.walks(
-    "primary promoted detach",
-)
+@pytest.mark.walks("primary promoted detach", "primary promoted action-failed")
 def test_a_failover_is_finished_without_its_qemu(two: list[Member]) -> None:
     a, b = two
     replicating(a, b)
@@ -411,6 +409,11 @@ def test_a_failover_is_finished_without_its_qemu(two: list[Member]) -> None:
     assert b.record["generation"] == 2
     for devid in (XVDA, SDA):
         assert b.guest.holds(devid, 0x11, "0", "64k")
+    with b.stuck_marker():
+        assert "in use" in b.command("detach")
+        b.walks("primary promoted action-failed")
+        b.is_("failed")
+    b.is_("promoted")
     assert b.command("detach") == "detach done"
     b.walks("primary promoted detach")
     b.is_("standalone")

@@ -7,20 +7,8 @@ from xencolo.replication import TABLE
 
 #: Rows that are there so that no order of events is a fault, and that nothing outside brings about at will.
 NOT_AT_WILL = {
-    "primary degraded qemu-error": "nobody looks at QEMU's status there",
-    "primary degraded peer-lost": "it has a link only until the next event, which leads elsewhere",
     "primary promoted peer-lost": "the welcome is dealt with before the loss, and leads elsewhere",
     "primary promoted peer-silent": "the same",
-    "primary promoted action-failed": "its actions are those of degraded, where they fail in a test",
-    "primary launching bypassed": "it was seen before, and QEMU ended then",
-    "primary failed bypassed": "it was seen before, and an action failed then",
-    "secondary launching bypassed": "it was seen before, and QEMU ended then",
-    "secondary degraded bypassed": "it was seen before, and the peer was lost then",
-    "secondary failed bypassed": "it was seen before, and the domain was refused then",
-    "secondary degraded qemu-error": "nobody looks at QEMU there",
-    "secondary listening qemu-error": "nobody looks at QEMU there",
-    "secondary failed action-failed": "a failure is dealt with before all other events",
-    "secondary failing-over refused": "it is dealt with after the failover, and finds another state",
     "secondary replicating fenced": "the fencing command is cancelled when the primary is back",
 }
 

@@ -19,6 +19,7 @@ from xencolo.observed import (
     forbidden,
     found,
     hangs_up,
+    is_moot,
     is_prepared,
     is_superseded,
     may_agree,
@@ -37,6 +38,12 @@ CHAIN = Chain(devid=768, secondary="/d", format=Format.RAW, hidden="/h", active=
 MIXED = -1
 ALONE = {State.STANDALONE, State.DEGRADED, State.PROMOTED}
 IN_SESSION = {State.REPLICATING, State.DEGRADED}
+#: What a peer or the operator may ask at any time: only these may be refused as unexpected.
+ASKED = {
+    *(Event.PEER_PREPARES, Event.PEER_STARTS, Event.PEER_CHECKPOINTS, Event.PEER_DETACHES),
+    *(Event.PEER_AGREES, Event.CHECKPOINT, Event.DETACH),
+    *(Event.FAILOVER, Event.FORCE_FAILOVER, Event.FENCED),
+}
 
 
 class Fault(Exception):
@@ -300,9 +307,12 @@ class Host:
         before = daemon.place
         if before.role is Role.PRIMARY:
             event = still(event, daemon.record, linked=daemon.link is not None)
+        if is_moot(before, event):
+            return False
         try:
             todo = step(before, event)
         except UnexpectedEvent:
+            assert event in ASKED, f"{event} is found, and not expected where it is: {before}"
             return False
         begin()
         if before.role is Role.SECONDARY and hangs_up(event):

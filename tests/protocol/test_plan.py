@@ -136,8 +136,17 @@ ROWS = {
     "its QEMU died, restarted": Row(DEAD, NONE, WITH_A, S.LAUNCHING, None, (RESTART,)),
     "one of two is broken": Row(B_BROKEN, NONE, WITH_A, S.LAUNCHING),
     "the COLO one is broken": Row(A_BROKEN, NONE, WITH_B, S.LAUNCHING),
-    "all are broken": Row(ALL_BROKEN, NONE, None, S.WAITING, "no disk can be given"),
-    "no image": Row(DOMAIN, NONE, None, S.WAITING, "no disk", missing=NO_IMAGE),
+    "all are broken": Row(
+        ALL_BROKEN, NONE, None, S.WAITING, f"no disk can be given to QEMU: {broken(A).errors[0]}"
+    ),
+    "no image": Row(
+        DOMAIN,
+        NONE,
+        None,
+        S.WAITING,
+        f"no disk can be given to QEMU: {NO_IMAGE[A]}",
+        missing=NO_IMAGE,
+    ),
     "one image of two": Row(BOTH, NONE, WITH_B, S.LAUNCHING, missing=NO_IMAGE),
     # a start under way follows every change
     "starting": Row(DOMAIN, STARTING, WITH_A, S.LAUNCHING),

@@ -229,7 +229,6 @@ NOT_DRAWN: dict[Event, dict[State, set[State] | None]] = {
     Event.QEMU_ERROR: {
         State.DEGRADED: {State.RESYNCING, State.REPLICATING},
         State.FAILED: {State.LAUNCHING},
-        State.LAUNCHING: {State.LISTENING},
     },
 }
 
@@ -387,7 +386,8 @@ def go_on(hosts: Iterable[Host], *, hello: bool = True) -> None:
             host.hello(equal=False)
         elif host.daemon and host.daemon.lost and not host.daemon.link:
             host.daemon.lost = False
-            host.daemon.push(Event.PEER_SILENT)
+            if host.daemon.session is not None:
+                host.daemon.push(Event.PEER_SILENT)
 
 
 def replicates(world: World) -> bool:
@@ -452,11 +452,8 @@ def _fence(host: Host) -> None:
 
 
 def _say_error(host: Host) -> None:
-    if host.daemon and host.daemon.place.state in {
-        State.RESYNCING,
-        State.REPLICATING,
-        State.LAUNCHING,
-    }:
+    seen_in = {State.RESYNCING, State.REPLICATING, State.LAUNCHING}
+    if host.daemon and not host.daemon.queue and host.daemon.place.state in seen_in:
         host.daemon.push(Event.QEMU_ERROR)
 
 
