@@ -25,6 +25,7 @@ from xencolo.paths import (
 from xencolo.plan import Domain, uuid_of
 from xencolo.status import COMMAND, RECORD, ROLE, STATE, parse_role
 from xencolod.devices import read_devices
+from xencolod.places import is_block_device
 from xencolod.xenstore import Answer, Reads, absent_as_none, names_in
 
 #: libxl's names of the device models that it starts itself.
@@ -260,20 +261,13 @@ def look_at(wanted: Iterable[Wanted], *, make: bool) -> Found:
             why = _unusable(path, absent_ok=make and path != image)
             if why and devid not in missing.get(domid, {}):
                 missing.setdefault(domid, {})[devid] = f"the image {path} {why}"
-        devices |= {path for path in (image, *buffers) if _is_block_device(path)}
+        devices |= {path for path in (image, *buffers) if is_block_device(path)}
     return Found(missing, frozenset(devices))
 
 
 def _unmakeable(path: Path) -> str | None:
     folder = path.parent
     return None if folder.is_dir() else f"can't be made: {folder} is no directory"
-
-
-def _is_block_device(path: str) -> bool:
-    try:
-        return stat.S_ISBLK(Path(path).stat().st_mode)
-    except OSError:
-        return False  # what is wrong with it is said elsewhere
 
 
 def _unusable(path: str, *, absent_ok: bool) -> str | None:
