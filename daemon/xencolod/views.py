@@ -31,6 +31,11 @@ from xencolod.xenstore import Answer, Reads, absent_as_none, names_in
 #: libxl's names of the device models that it starts itself.
 _LIBXL_DEVICE_MODELS = {b"qemu_xen", b"qemu_xen_traditional"}
 
+#: What xl block-attach gives dom0 itself, Xen's init scripts start a QEMU for.
+_OWN = (
+    "xencolod runs in this domain, which has no device model: the host's own QEMU serves its disks"
+)
+
 
 class _Nodes(NamedTuple):
     """Paths of what is read of one domain, in the order of the answers."""
@@ -116,7 +121,7 @@ async def read_domains(
         if device:
             devices[place.domid][place.devid] = device
     return {
-        domid: _domain(domid, head, devices[domid], trusted, ours, xen=xen)
+        domid: _domain(domid, own_domid, head, devices[domid], trusted, ours, xen=xen)
         for domid, head in heads.items()
     }
 
@@ -130,6 +135,7 @@ async def _devids(to: Reads, domid: int, own_domid: int, listings: Sequence[Answ
 
 def _domain(
     domid: int,
+    own_domid: int,
     head: Sequence[Answer],
     devices: Mapping[int, Device],
     trusted: frozenset[int],
@@ -141,6 +147,8 @@ def _domain(
     role, role_error = _role(domid, values["role"], head[len(_Nodes._fields)], trusted)
     pid = _number(values["device_model_pid"])
     foreign, gone = _device_model(domid, pid, ours)
+    if domid == own_domid:
+        foreign = _OWN
     if not foreign and not gone and xen and values["dm_version"] in _LIBXL_DEVICE_MODELS:
         foreign = "libxl runs the domain's device model (dm-version), as for every domain of xl's"
     return Domain(

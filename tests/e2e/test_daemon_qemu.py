@@ -224,6 +224,14 @@ class TestForeign:
         other.end()
         host.published(5)
 
+    def test_the_daemons_own_domain_is_given_none(self, host: Host) -> None:
+        host.start()
+        host.store.attach(host.disk(0), role="primary")
+        host.state(0, "foreign")
+        host.event("domain.foreign", domid=0)
+        host.barrier()
+        assert host.qemus() == []
+
     def test_goes_on_when_the_domain_goes(self, host: Host) -> None:
         host.start()
         host.store.create(5)
