@@ -332,10 +332,12 @@ def _explain(complaint: str) -> str:
     meanings = {key: _meaning(field) for key, field in _keys()}
     if unknown := re.search(r"unknown field (\S+)$", what):
         key = f"{place}.{unknown[1]}".lstrip(".")
-        known = {one.rpartition(".")[2]: one for one in (*meanings, *Config.__struct_fields__)}
+        every = (*meanings, *Config.__struct_fields__)
+        siblings = [one for one in every if one.rpartition(".")[0] == place]
+        # Of two keys with one name it is the one in this table.
+        known = {one.rpartition(".")[2]: one for one in (*every, *siblings)}
         near = difflib.get_close_matches(unknown[1], known, n=1)
-        siblings = ", ".join(one for one in known.values() if one.rpartition(".")[0] == place)
-        remedy = f"did you mean {known[near[0]]}?" if near else f"known: {siblings}"
+        remedy = f"did you mean {known[near[0]]}?" if near else f"known: {', '.join(siblings)}"
         return f"{key}: unknown key; {remedy}"
     for formal, words in _WORDS.items():
         what = what.replace(f"str matching regex {formal!r}", words).replace(formal, words)

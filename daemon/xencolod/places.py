@@ -44,11 +44,22 @@ def _name_of_device(path: str, real: str) -> str:
     """
     directory = os.path.realpath(Path(path).parent)
     named = under_dev(f"{directory}/") and under_dev(real)
-    if not named or not Path(real).is_block_device():
+    if not named or not is_block_device(real):
         return real
     if Path(directory).stat().st_mode & _OTHERS_WRITE:
         return real
     return f"{directory}/{Path(path).name}"
+
+
+def is_block_device(path: str) -> bool:
+    """Whether the path leads to a block device; what can't be looked at is said elsewhere.
+
+    ``Path.is_block_device`` raises for a name that is too long, or where not everybody may look.
+    """
+    try:
+        return stat.S_ISBLK(Path(path).stat().st_mode)
+    except OSError:
+        return False
 
 
 def first_forbidden(paths: Iterable[str], directories: Sequence[str]) -> str | None:

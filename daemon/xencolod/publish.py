@@ -101,7 +101,8 @@ class Publisher:
             if home is None or uuid_of(vm) != uuid:
                 return False
             kept: set[str] = set()
-            if theirs is None or theirs != own:
+            # Foreign is a QEMU of xencolod's own, too, that was started with another runtime directory.
+            if status.state is DomainState.FOREIGN or theirs is None or theirs != own:
                 kept = {pid, state}
             elif status.state is DomainState.FAILED:
                 # As libxl leaves it: it tells that a device model ran and is dead.

@@ -25,10 +25,16 @@ from xencolo.paths import (
 from xencolo.plan import Domain, uuid_of
 from xencolo.status import COMMAND, RECORD, ROLE, STATE, parse_role
 from xencolod.devices import read_devices
+from xencolod.places import is_block_device
 from xencolod.xenstore import Answer, Reads, absent_as_none, names_in
 
 #: libxl's names of the device models that it starts itself.
 _LIBXL_DEVICE_MODELS = {b"qemu_xen", b"qemu_xen_traditional"}
+
+#: What xl block-attach gives dom0 itself, Xen's init scripts start a QEMU for.
+_OWN = (
+    "xencolod runs in this domain, which has no device model: the host's own QEMU serves its disks"
+)
 
 
 class _Nodes(NamedTuple):
@@ -115,7 +121,7 @@ async def read_domains(
         if device:
             devices[place.domid][place.devid] = device
     return {
-        domid: _domain(domid, head, devices[domid], trusted, ours, xen=xen)
+        domid: _domain(domid, own_domid, head, devices[domid], trusted, ours, xen=xen)
         for domid, head in heads.items()
     }
 
@@ -129,6 +135,7 @@ async def _devids(to: Reads, domid: int, own_domid: int, listings: Sequence[Answ
 
 def _domain(
     domid: int,
+    own_domid: int,
     head: Sequence[Answer],
     devices: Mapping[int, Device],
     trusted: frozenset[int],
@@ -140,6 +147,8 @@ def _domain(
     role, role_error = _role(domid, values["role"], head[len(_Nodes._fields)], trusted)
     pid = _number(values["device_model_pid"])
     foreign, gone = _device_model(domid, pid, ours)
+    if domid == own_domid:
+        foreign = _OWN
     if not foreign and not gone and xen and values["dm_version"] in _LIBXL_DEVICE_MODELS:
         foreign = "libxl runs the domain's device model (dm-version), as for every domain of xl's"
     return Domain(
@@ -260,20 +269,13 @@ def look_at(wanted: Iterable[Wanted], *, make: bool) -> Found:
             why = _unusable(path, absent_ok=make and path != image)
             if why and devid not in missing.get(domid, {}):
                 missing.setdefault(domid, {})[devid] = f"the image {path} {why}"
-        devices |= {path for path in (image, *buffers) if _is_block_device(path)}
+        devices |= {path for path in (image, *buffers) if is_block_device(path)}
     return Found(missing, frozenset(devices))
 
 
 def _unmakeable(path: Path) -> str | None:
     folder = path.parent
     return None if folder.is_dir() else f"can't be made: {folder} is no directory"
-
-
-def _is_block_device(path: str) -> bool:
-    try:
-        return stat.S_ISBLK(Path(path).stat().st_mode)
-    except OSError:
-        return False  # what is wrong with it is said elsewhere
 
 
 def _unusable(path: str, *, absent_ok: bool) -> str | None:

@@ -167,11 +167,15 @@ class UntrustedNode(NodeError):
 
     def __init__(self, path: str, permissions: str) -> None:
         directory, _, node = path.rpartition("/")
+        of_device = "/colo/" not in path
+        remedy = (
+            "detach the device and attach it again" if of_device else "remove it, and set it again"
+        )
         super().__init__(
             directory,
             node,
             f"Untrusted xenstore node {path}: its permissions {permissions} let another domain "
-            f"write it; detach the device and attach it again",
+            f"write it; {remedy}",
         )
 
 

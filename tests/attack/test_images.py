@@ -55,6 +55,11 @@ def test_what_stays_inside_is_allowed(path: str, allowed: str) -> None:
     assert forbidden(path.format(allowed), ("/nowhere", allowed)) is None
 
 
+@pytest.mark.parametrize("path", ["/dev/{}", "/dev/vg/{}", "/{}", "/dev/vg/{}/web"])
+def test_a_name_that_is_too_long_is_forbidden(path: str) -> None:
+    assert forbidden(path.format("x" * 300), ("/dev/vg0",))
+
+
 def test_an_allowed_directory_may_be_a_link_itself(allowed: str, tmp_path: Path) -> None:
     alias = tmp_path / "alias"
     alias.symlink_to(allowed)

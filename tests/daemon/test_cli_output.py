@@ -169,6 +169,30 @@ def test_an_unreadable_disk_keeps_its_row_and_names_the_node(colo_guest: Server)
     assert "error" not in json.loads(xencolo(colo_guest, "disk", "list", "--json").stdout)[0]
 
 
+@pytest.mark.parametrize(
+    "args", [["status"], ["disk", "list", "--json"], ["drives", "5"], ["events"]]
+)
+def test_a_full_disk_behind_stdout_is_said(args: list[str], colo_guest: Server) -> None:
+    with Path("/dev/full").open("wb") as full:
+        result = subprocess.run(
+            [PROGRAM, *args],
+            env=os.environ | {"XENSTORED_PATH": str(colo_guest.socket)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=DEADLINE,
+            check=False,
+        )
+    words = "xencolo: what it says can't be written: No space left on device\n"
+    assert (result.returncode, result.stderr) == (1, words)
+
+
+def test_drives_takes_what_cannot_be_looked_at_for_a_file(guest: Server) -> None:
+    path = f"/{'x' * 1000}"
+    xencolo(guest, "disk", "add", "5", f"vdev=xvda,backendtype=qdisk,target={path}")
+    assert f'"file":{{"driver":"file","filename":"{path}"}}' in xencolo(guest, "drives", "5").stdout
+
+
 def test_drives_prints_the_others_of_a_broken_disk(colo_guest: Server) -> None:
     xencolo(colo_guest, "disk", "add", "5", "vdev=xvdb,backendtype=qdisk,target=/i/b")
     whole = xencolo(colo_guest, "drives", "5", "--form", "2016").stdout.splitlines()

@@ -59,6 +59,11 @@ def test_a_config_is_a_value() -> None:
         ("binary = 'x'", "x.toml: binary: unknown key; did you mean qemu.binary?"),
         ("[fish]", "x.toml: fish: unknown key; known: xenstore, daemon, link, qemu"),
         ("[daemon]\nwalrus = 1", "walrus: unknown key; known: daemon.domid, daemon.rescan,"),
+        (
+            "[xenstore]\nwalrus = 1",
+            "known: xenstore.socket, xenstore.timeout, xenstore.connections",
+        ),
+        ("[xenstore]\ntimeuot = 1", "timeuot: unknown key; did you mean xenstore.timeout?"),
         ("qemu = 1", "x.toml: qemu: Expected a table, got int"),
         ("[xenstore]\ntimeout = 0", "xenstore.timeout: Expected float > 0.0 (How long"),
         ("[xenstore]\ntimeout = nan", "xenstore.timeout: Expected float > 0.0"),

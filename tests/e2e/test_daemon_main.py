@@ -246,6 +246,7 @@ class TestTrust:
         host.store.attach(host.disk(5))
         event = host.event("domain.role_error", domid=5)
         assert "w5" in event["error"]
+        assert event["error"].endswith("remove it, and set it again")
         host.state(5, "waiting")
         assert host.qemus() == []
 

@@ -224,6 +224,29 @@ class TestForeign:
         other.end()
         host.published(5)
 
+    def test_the_daemons_own_domain_is_given_none(self, host: Host) -> None:
+        host.start()
+        host.store.attach(host.disk(0), role="primary")
+        host.state(0, "foreign")
+        host.event("domain.foreign", domid=0)
+        host.barrier()
+        assert host.qemus() == []
+
+    def test_one_of_another_runtime_directory_stays_alone(self, host: Host) -> None:
+        host.start()
+        _, pid = host.running(5)
+        host.stop()
+        elsewhere = str(host.directory / "moved")
+        host.configure(daemon={"runtime_directory": elsewhere, "rescan": 0.2})
+        mark = host.mark()
+        host.start()
+        host.state(5, "foreign")
+        host.barrier()
+        host.barrier()
+        assert host.store.read("/libxl/5/colo/state") == "foreign"
+        assert host.store.read("/local/domain/5/image/device-model-pid") == str(pid)
+        assert host.events("qemu.starting", since=mark) == []
+
     def test_goes_on_when_the_domain_goes(self, host: Host) -> None:
         host.start()
         host.store.create(5)

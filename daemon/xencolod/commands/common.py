@@ -2,6 +2,7 @@
 
 # ruff: noqa: PLC0415 - slow modules are imported where they are needed: --help answers at once
 
+import errno
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -85,6 +86,10 @@ class Failure(click.ClickException):
         click.echo(f"{self.program}: {self.message}", err=True)
 
 
+#: What a full disk or a used up quota behind stdout answers.
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+
+
 def leaves(error: BaseException) -> list[BaseException]:
     """Return the errors in a group, however deep; trio puts what its tasks raise into groups."""
     if isinstance(error, BaseExceptionGroup):
@@ -104,6 +109,10 @@ def reported(program: str) -> Iterator[None]:
         if not all(isinstance(leaf, XencoloError | PyXSError) for leaf in found):
             raise
         raise Failure(program, "\n".join(dict.fromkeys(map(message, found)))) from None
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise Failure(program, f"what it says can't be written: {error.strerror}") from None
 
 
 class ReportingGroup(click.Group):

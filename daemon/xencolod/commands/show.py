@@ -3,7 +3,6 @@
 # ruff: noqa: PLC0415 - slow modules are imported where they are needed: --help answers at once
 
 import sys
-from pathlib import Path
 
 import click
 
@@ -43,9 +42,10 @@ def drives(domid: int, role: str | None, form: str, as_json: bool) -> None:
     from xencolo.drives import Form, domain_drives, under_dev
     from xencolo.paths import QDISK
     from xencolod import domains
+    from xencolod.places import is_block_device
 
-    def is_block_device(path: str) -> bool:
-        return under_dev(path) or Path(path).is_block_device()
+    def as_device(path: str) -> bool:
+        return under_dev(path) or is_block_device(path)
 
     (found,) = run(lambda client: domains.survey(client, domid))
     chosen = Role(role) if role else found.role
@@ -54,7 +54,7 @@ def drives(domid: int, role: str | None, form: str, as_json: bool) -> None:
     here = (domains.TOOLSTACK_DOMID, QDISK)
     ours = [d for d in found.devices if (d.paths.backend_domid, d.paths.kind) == here]
     disks = [d.disk for d in ours if d.disk]
-    result = domain_drives(disks, chosen, Form(form), is_block_device=is_block_device)
+    result = domain_drives(disks, chosen, Form(form), is_block_device=as_device)
     if as_json:
         print_json(result.arguments)
     else:
