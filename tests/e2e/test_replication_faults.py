@@ -100,6 +100,23 @@ def test_images_that_may_not_be_made(two: list[Member]) -> None:
     b.is_("listening")
 
 
+def test_the_image_of_one_disk_is_missing(two: list[Member]) -> None:
+    b = two[1]
+    b.set(replication={"make_images": False})
+    listening(b)
+    b.stop()
+    end(b.qemu(DOMID))
+    hidden = Path(b.disks[1].nodes["hidden-disk"])
+    hidden.rename(hidden.with_suffix(".away"))
+    b.start()
+    b.is_("failed")
+    b.says(f"{hidden}: there is no such image")
+    assert b.qemus(DOMID) == [], "all disks, or none"
+    hidden.with_suffix(".away").rename(hidden)
+    b.is_("listening")
+    assert len(b.guest("query-block-exports")) == 2
+
+
 def test_disks_that_are_no_group(two: list[Member]) -> None:
     a, b = two
     a.start()
