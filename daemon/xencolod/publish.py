@@ -70,9 +70,12 @@ class Publisher:
         self._lock = trio.Lock()
         self._written: dict[int, dict[str, str]] = {}
 
-    def forget(self) -> None:
-        """Take nothing for written any more: the store may be another one."""
-        self._written.clear()
+    def forget(self, domid: int | None = None) -> None:
+        """Take nothing of a domain, or of any, for written any more: somebody removed it."""
+        if domid is None:
+            self._written.clear()
+        else:
+            self._written.pop(domid, None)
 
     async def publish(
         self, domid: int, status: DomainStatus, uuid: str | None, *, stands: bool

@@ -148,7 +148,8 @@ class Reconciler:
             emit(self._log, "xenstore.lost", socket=self._client.path, error=self._lost)
 
     def start_over(self) -> None:
-        """Look at everything again, at what was given up too."""
+        """Look at everything again, at what was given up too, and say all of it again."""
+        self._publisher.forget()
         for crew in self._crews.values():
             crew.supervisor.retry()
         self.dirty.mark()
@@ -391,6 +392,8 @@ class Reconciler:
 
     async def _publish(self, view: Domain, known: _Known, decided: Plan) -> None:
         said, known.status = known.status is not None or known.unsaid, decided.status
+        if not view.published:
+            self._publisher.forget(view.domid)
         known.unsaid = True
         if decided.status and view.exists:
             published = await self._publisher.publish(
