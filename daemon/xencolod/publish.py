@@ -77,9 +77,7 @@ class Publisher:
         else:
             self._written.pop(domid, None)
 
-    async def publish(
-        self, domid: int, status: DomainStatus, uuid: str | None, *, stands: bool
-    ) -> bool:
+    async def publish(self, domid: int, status: DomainStatus, uuid: str | None) -> bool:
         """Say how a domain is; return False if it went away meanwhile.
 
         The domain's home is read in the same transaction: a status must not bring the directories of a
@@ -87,13 +85,12 @@ class Publisher:
         So is its state: a domain that was destroyed and has come back has none, and all is said again.
 
         :param uuid: the guest's whose status it is.
-        :param stands: whether a state of it was read.
 
         :raises XenstoreError: xenstored failed; nothing was written.
         """
         values = published(domid, self._own, status)
         before = self._written.get(domid)
-        if before == values and stands:
+        if before == values:
             return True
         pid, state = self._device_model(domid)
         said = f"{colo_path(domid)}/{STATE}"

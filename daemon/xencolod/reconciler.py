@@ -396,10 +396,7 @@ class Reconciler:
             self._publisher.forget(view.domid)
         known.unsaid = True
         if decided.status and view.exists:
-            published = await self._publisher.publish(
-                view.domid, decided.status, view.uuid, stands=view.published
-            )
-            if not published:
+            if not await self._publisher.publish(view.domid, decided.status, view.uuid):
                 self.dirty.mark(view.domid)  # it was another one's by then, or nobody's
         elif decided.status is None and (said or view.published or not view.devices):
             await self._publisher.withdraw(view.domid)
