@@ -555,6 +555,36 @@ async def test_transactions_of_two_tasks_go_side_by_side(tmp_path: Path) -> None
     assert sorted(open_at) == ["first", "second"]
 
 
+async def test_events_reads_and_transactions_have_connections_of_their_own(tmp_path: Path) -> None:
+    """A flood of events delays no answer, and a thousand reads no transaction."""
+    seen: list[list[str]] = [[], [], []]
+
+    def notes(names: list[str]) -> Script:
+        async def script(peer: Peer) -> None:
+            while packets := await peer.receive():
+                names.extend(Op(packet.op).name for packet in packets)
+                await peer.send(*(answer(packet, b"1\0") for packet in packets))
+
+        return script
+
+    with trio.fail_after(DEADLINE):
+        async with (
+            listening(tmp_path / "s", *map(notes, seen)),
+            open_client(tmp_path / "s", connections=3) as client,
+        ):
+            await trio.testing.wait_all_tasks_blocked()
+            async with client.watch("/t"):
+                await client.batch([READ_T] * 2)
+                await client.spread([READ_T] * 100)
+                await client.transaction(nothing)
+    kinds = {frozenset(names) - {"UNWATCH"} for names in seen}
+    assert kinds == {
+        frozenset({"WATCH"}),
+        frozenset({"READ"}),
+        frozenset({"TRANSACTION_START", "TRANSACTION_END"}),
+    }
+
+
 async def test_a_transaction_id_that_is_no_number(tmp_path: Path) -> None:
     script = replies(partial(answer, payload=b"soon\0"))
     async with listening(tmp_path / "s", script), open_client(tmp_path / "s") as client:
