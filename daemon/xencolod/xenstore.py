@@ -19,7 +19,7 @@ from xencolo import requests
 from xencolo._pyxs import default_socket
 from xencolo.errors import ConnectionLost, DeadlineExceeded, StoreError, XenstoreError
 from xencolo.requests import Request
-from xencolo.wire import Op, Packet, split
+from xencolo.wire import Op, split
 from xencolod.asks import (
     TRANSACTION_ATTEMPTS,
     Asks,
@@ -304,8 +304,8 @@ class Client:
             del living[0]
         return min(reversed(living), key=lambda connection: connection.missing)
 
-    def _on_event(self, packet: Packet) -> None:
-        path, token = ([*split(packet.payload), b"", b""])[:2]
+    def _on_event(self, payload: bytes) -> None:
+        path, token = ([*split(payload), b"", b""])[:2]
         watch = self._watches.get(token.decode("ascii", "replace"))
         if watch:
             watch.fire(path.decode("ascii", "replace"))
