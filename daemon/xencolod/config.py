@@ -55,7 +55,7 @@ class Xenstore(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         "$XENSTORED_RUNDIR/socket, then the one shown.",
     ] = None
     timeout: Annotated[Seconds, "How long one request may take, in seconds."] = 10.0
-    connections: Annotated[Count, "Connections kept open for requests, 1 to 16."] = 4
+    connections: Annotated[Count, "Connections kept open for requests, 1 to 16."] = 8
     reconnect_max: Annotated[Seconds, "Longest pause before connecting again, in seconds."] = 5.0
 
 

@@ -20,6 +20,9 @@ _ERRNOS = ERRNOS | {b"EQUOTA": errno.ENOSPC}
 _WATCH_EVENT, _ERROR = int(Op.WATCH_EVENT), int(Op.ERROR)
 _NAMES = {int(op): op.name for op in Op}
 _RECEIVE = 1 << 16
+#: So many events at once are a flood, if no answer is awaited: then it is read in bigger pieces, after so
+#: many seconds each, which costs a small part of the time. It waits in the socket, then in xenstored.
+_FLOOD, _REST = 8, 0.001
 #: Seconds between attempts while xenstored's queue of new connections is full.
 _QUEUE_FULL_PAUSE = 0.01
 #: Stands where an answer will; told apart by identity.
@@ -72,7 +75,7 @@ class Connection:
         self,
         stream: trio.SocketStream,
         path: str,
-        on_event: Callable[[Packet], None],
+        on_event: Callable[[bytes], None],
         *,
         first_id: int = 1,
     ) -> None:
@@ -188,7 +191,8 @@ class Connection:
         while data := await self._read():
             packets = decoder.feed(data)
             self._heard = trio.current_time()
-            self._answer(packets)
+            if self._answer(packets) >= _FLOOD and not self.missing:
+                await trio.sleep(_REST)
         middle = f" in the middle of a message ({decoder.pending} bytes)" if decoder.pending else ""
         raise ConnectionLost(f"{self._path}: xenstored closed the connection{middle}")
 
@@ -202,13 +206,16 @@ class Connection:
             except OSError as error:
                 raise ConnectionLost(f"{self._path}: {error}") from None
 
-    def _answer(self, packets: Sequence[Packet]) -> None:
-        """Give each answer to its batch; nearly always they come in the order of the requests."""
+    def _answer(self, packets: Sequence[Packet]) -> int:
+        """Give each answer to its batch; nearly always they come in the order of the requests.
+
+        :return: how many of the packets were events; of those that are alike, one was told.
+        """
         batch, answers = _NONE, _NONE.answers
-        for packet in packets:
-            op, rq_id, _, payload = packet
+        events: list[bytes] = []
+        for op, rq_id, _, payload in packets:
             if op == _WATCH_EVENT:
-                self._on_event(packet)
+                events.append(payload)
                 continue
             index = rq_id - batch.first_id & ID_MASK
             if index >= len(answers) or answers[index] is not _NOT_YET:
@@ -227,6 +234,9 @@ class Connection:
             if not batch.missing:
                 self._under_way.remove(batch)
                 batch.complete()
+        for payload in set(events):
+            self._on_event(payload)
+        return len(events)
 
     def _find(self, rq_id: int) -> tuple[Batch, int]:
         for batch in self._under_way:

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import trio
 
 #: How often a domain may be looked at in a second because watches tell of it, and how often on top of that
-#: after a rest: a toolstack writes a guest's disks one after the other.
-_RATE, _BURST = 100.0, 500.0
+#: after a rest: a toolstack writes a guest's disks one after the other. Others wait while it is looked at.
+_RATE, _BURST = 20.0, 500.0
 
 
 class Dirty:

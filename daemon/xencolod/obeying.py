@@ -50,6 +50,7 @@ class Obeying:
         self._poked = trio.Event()
         self._distrust: str | None = None
         self._started = False
+        self._waits = False
         self._working = False
 
     @property
@@ -60,7 +61,8 @@ class Obeying:
     def see(self, command: bytes | None, error: str | None) -> None:
         """Take note that a command waits, or why it is not one."""
         self._say_distrust(error)
-        if (command and not error) or not self._started:
+        self._waits = bool(command and not error)
+        if self._waits or not self._started:
             self._poked.set()
 
     def _say_distrust(self, error: str | None) -> None:
@@ -79,7 +81,8 @@ class Obeying:
                 if not self._started:
                     await self._close_old()
                     self._started = True
-                await self._take()
+                if self._waits:
+                    await self._take()
             except XenstoreError as error:
                 # The node still holds it, or its answer is lost with xenstored.
                 emit(self._owner.log, "xenstore.failed", error=str(error))

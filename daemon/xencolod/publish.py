@@ -1,12 +1,17 @@
 """Writes what is into xenstore: only what changed, and never for a domain that is gone."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, islice, starmap
 
 import trio
 
 from xencolo import requests
+from xencolo.errors import StoreError, XenstoreError
 from xencolo.paths import DevicePaths, colo_path, device_model_path, domain_path
 from xencolo.plan import uuid_of
+from xencolo.requests import Request
 from xencolo.status import (
     ANSWER,
     COMMAND,
@@ -23,6 +28,8 @@ from xencolo.status import (
 from xencolo.wire import Op
 from xencolod.devices import remove_with_empty_parents
 from xencolod.xenstore import (
+    TRANSACTION_ATTEMPTS,
+    Answer,
     Asks,
     Client,
     Transaction,
@@ -30,12 +37,18 @@ from xencolod.xenstore import (
     demand,
     directories,
     directory,
+    names_in,
 )
 
 #: What is no state: others write it, and the answer stays for who waits for it.
 _INPUTS = frozenset({ROLE, COMMAND, ANSWER})
 #: A device's directories go with the last node in them: part of their paths, and how many there are.
 _DEVICE_DIRECTORIES = {"/error/backend/": 5, "/colo/device/": 2}
+#: How many directories above a domain's errors go with the last of them.
+_ERRORS_DEPTH = 3
+#: So many domains are published in one transaction, which is tried so often before each has its own. In
+#: the C xenstored a request takes longer the more nodes its transaction has touched: more is slower again.
+_TOGETHER, _ATTEMPTS = 8, 3
 #: Half of what a value may have by the quotas of either xenstored (2048 bytes).
 _VALUE_MAX = 1024
 
@@ -60,14 +73,34 @@ def _fitting(value: str) -> str:
     return data[: _VALUE_MAX - 3].decode("utf-8", "ignore") + "…"
 
 
+@dataclass(slots=True, eq=False)
+class _Saying:
+    """What is to be said of a domain, and what became of it.
+
+    :ivar before: what was written of it last, None where nobody knows.
+    :ivar emptied: what is removed, and how many directories may go with it.
+    :ivar said: False if the guest went away meanwhile.
+    """
+
+    domid: int
+    uuid: str | None
+    state: DomainState
+    values: dict[str, str]
+    before: dict[str, str] | None = None
+    emptied: list[tuple[str, int]] = field(default_factory=list)
+    said: bool = False
+    error: XenstoreError | None = None
+
+
 class Publisher:
     """Remembers what it wrote, so that each pass writes only the difference."""
 
     def __init__(self, client: Client, own_domid: int) -> None:
         self._client = client
         self._own = own_domid
-        # One domain at a time: all transactions touch the same parents and would meet conflicts.
+        # One at a time: all transactions touch the same parents and would meet conflicts.
         self._lock = trio.Lock()
+        self._waiting: list[_Saying] = []
         self._written: dict[int, dict[str, str]] = {}
 
     def forget(self, domid: int | None = None) -> None:
@@ -83,51 +116,133 @@ class Publisher:
         The domain's home is read in the same transaction: a status must not bring the directories of a
         domain that has just been destroyed to life again, nor be said of the next one under its domid.
         So is its state: a domain that was destroyed and has come back has none, and all is said again.
+        What comes while a transaction is under way goes into the next one together.
 
         :param uuid: the guest's whose status it is.
 
         :raises XenstoreError: xenstored failed; nothing was written.
         """
         values = published(domid, self._own, status)
-        before = self._written.get(domid)
-        if before == values:
+        if self._written.get(domid) == values:
             return True
-        pid, state = self._device_model(domid)
-        said = f"{colo_path(domid)}/{STATE}"
+        saying = _Saying(domid, uuid, status.state, values)
+        self._waiting.append(saying)
+        try:
+            async with self._lock:
+                if saying in self._waiting:
+                    await self._say_waiting()
+        finally:
+            if saying in self._waiting:
+                self._waiting.remove(saying)
+        if saying.error:
+            raise saying.error
+        return saying.said
 
-        async def body(transaction: Transaction) -> bool:
-            places = [domain_path(domid), f"{domain_path(domid)}/vm", said, *self._pids(domid)]
-            home, vm, standing, theirs, own = await self._read(transaction, places)
-            if home is None or uuid_of(vm) != uuid:
-                return False
-            kept: set[str] = set()
-            # Foreign is a QEMU of xencolod's own, too, that was started with another runtime directory.
-            if status.state is DomainState.FOREIGN or theirs is None or theirs != own:
-                kept = {pid, state}
-            elif status.state is DomainState.FAILED:
-                # As libxl leaves it: it tells that a device model ran and is dead.
-                kept = {pid}
-            old = before
-            if old is None or standing is None:
-                # A record's name stays, for who has to know that there was one.
-                await self._clear(transaction, domid, kept=_INPUTS | {RECORD})
-                old = dict.fromkeys((pid, state), "")
-            stale = [path for path in old if path not in values and path not in kept]
-            changed = [
-                requests.write(path, value)
-                for path, value in values.items()
-                if old.get(path) != value
-            ]
-            await demand(transaction, [*map(requests.rm, stale), *changed], absent_ok=[Op.RM])
-            await self._prune(transaction, stale)
-            return True
+    async def _say_waiting(self) -> None:
+        together, self._waiting[:] = self._waiting[:_TOGETHER], self._waiting[_TOGETHER:]
+        if len(together) == 1 or not await self._said_at_once(together):
+            for saying in together:
+                await self._say_alone(saying)
 
-        async with self._lock:
-            if done := await self._client.transaction(body):
-                self._written[domid] = values
+    async def _said_at_once(self, together: Sequence[_Saying]) -> bool:
+        """Return False if it has to be said of each alone: what is refused of one is no other's matter."""
+        try:
+            await self._say(together, attempts=_ATTEMPTS)
+        except StoreError:
+            return False
+        except XenstoreError as error:
+            for saying in together:
+                saying.error = type(error)(*error.args)
+        return True
+
+    async def _say_alone(self, saying: _Saying) -> None:
+        try:
+            await self._say([saying])
+        except XenstoreError as error:
+            saying.error = error
+
+    async def _say(
+        self, together: Sequence[_Saying], *, attempts: int = TRANSACTION_ATTEMPTS
+    ) -> None:
+        """Write in one transaction what is not as it was said last.
+
+        :raises XenstoreError: xenstored failed; nothing was written.
+        """
+        for saying in together:
+            saying.before = self._written.get(saying.domid)
+        await self._client.transaction(partial(self._write, together), attempts=attempts)
+        for saying in together:
+            if saying.said:
+                self._written[saying.domid] = saying.values
             else:
-                self._written.pop(domid, None)
-        return done
+                self._written.pop(saying.domid, None)
+
+    async def _write(self, together: Sequence[_Saying], transaction: Transaction) -> None:
+        """Read and write in a round trip each, however many domains there are."""
+        asked = [self._questions(saying) for saying in together]
+        answers = iter(await transaction.batch(list(chain.from_iterable(asked))))
+        changes: list[Request] = []
+        for saying, questions in zip(together, asked, strict=True):
+            mine = list(islice(answers, len(questions)))
+            changes += await self._changes(transaction, saying, mine)
+        await demand(transaction, changes, absent_ok=[Op.RM])
+        for saying in together:
+            # After all is written: what another domain needs is not empty.
+            for path, depth in saying.emptied:
+                await remove_with_empty_parents(transaction, path, depth=depth)
+
+    def _questions(self, saying: _Saying) -> list[Request]:
+        home, said = domain_path(saying.domid), f"{colo_path(saying.domid)}/{STATE}"
+        reads = map(requests.read, (home, f"{home}/vm", said, *self._pids(saying.domid)))
+        listings = map(requests.directory, self._places(saying.domid))
+        return [*reads] if saying.before is not None else [*reads, *listings]
+
+    async def _changes(self, to: Asks, saying: _Saying, answers: Sequence[Answer]) -> list[Request]:
+        """Return what makes the difference: none where the guest has gone."""
+        home, vm, standing, theirs, own = map(absent_as_none, answers[:5])
+        saying.emptied = []
+        saying.said = home is not None and uuid_of(vm) == saying.uuid
+        if not saying.said:
+            return []
+        values, old, doomed = saying.values, saying.before, list[str]()
+        pid, state = self._device_model(saying.domid)
+        if old is None or standing is None:
+            doomed = await self._unknown(to, saying, answers[5:])
+            old = dict.fromkeys((pid, state), "")
+        kept: set[str] = set()
+        # Foreign is a QEMU of xencolod's own, too, that was started with another runtime directory.
+        if saying.state is DomainState.FOREIGN or theirs is None or theirs != own:
+            kept = {pid, state}
+        elif saying.state is DomainState.FAILED:
+            # As libxl leaves it: it tells that a device model ran and is dead.
+            kept = {pid}
+        stale = [path for path in old if path not in values and path not in kept]
+        saying.emptied += [
+            (path, depth)
+            for path in stale
+            for part, depth in _DEVICE_DIRECTORIES.items()
+            if part in path
+        ]
+        changed = [(path, value) for path, value in values.items() if old.get(path) != value]
+        return [*map(requests.rm, doomed + stale), *starmap(requests.write, changed)]
+
+    async def _unknown(self, to: Asks, saying: _Saying, listings: Sequence[Answer]) -> list[str]:
+        """Return what an earlier xencolod may have said, for it to be removed."""
+        places = base, errors = self._places(saying.domid)
+        if not listings:
+            listings = await to.batch([*map(requests.directory, places)])
+        names = await names_in(to, base, listings[0])
+        # A record's name stays, for who has to know that there was one.
+        doomed = [f"{base}/{name}" for name in names if name not in _INPUTS | {RECORD}]
+        if await names_in(to, errors, listings[1]):
+            doomed.append(errors)
+            if not any(path.startswith(errors) for path in saying.values):
+                saying.emptied.append((errors, _ERRORS_DEPTH))
+        return doomed
+
+    def _places(self, domid: int) -> tuple[str, str]:
+        """Return the directories that are xencolod's own."""
+        return colo_path(domid), f"/local/domain/{self._own}/error/backend/qdisk/{domid}"
 
     def _device_model(self, domid: int) -> tuple[str, str]:
         """Return the nodes that libxl writes too: pid and state of the device model."""
@@ -144,23 +259,14 @@ class Publisher:
         """Return the values of nodes, in one round trip."""
         return list(map(absent_as_none, await to.batch([*map(requests.read, paths)])))
 
-    async def _clear(
-        self, transaction: Transaction, domid: int, *, kept: frozenset[str] = _INPUTS
-    ) -> None:
+    async def _clear(self, transaction: Transaction, domid: int) -> None:
         """Remove what was said in places of xencolod's own."""
-        base = colo_path(domid)
-        errors = f"/local/domain/{self._own}/error/backend/qdisk/{domid}"
+        base, errors = self._places(domid)
         names, wrong = await directories(transaction, [base, errors])
-        doomed = [requests.rm(f"{base}/{name}") for name in names if name not in kept]
+        doomed = [requests.rm(f"{base}/{name}") for name in names if name not in _INPUTS]
         await demand(transaction, doomed, absent_ok=[Op.RM])
         if wrong:
-            await remove_with_empty_parents(transaction, errors, depth=3)
-
-    async def _prune(self, transaction: Transaction, stale: list[str]) -> None:
-        for path in stale:
-            for part, depth in _DEVICE_DIRECTORIES.items():
-                if part in path:
-                    await remove_with_empty_parents(transaction, path, depth=depth)
+            await remove_with_empty_parents(transaction, errors, depth=_ERRORS_DEPTH)
 
     async def withdraw(self, domid: int) -> None:
         """Remove all that was said of a domain.

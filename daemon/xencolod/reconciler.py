@@ -45,8 +45,9 @@ from xencolod.xenstore import Client, Reads, Watch, demand, read
 _RECHECK = 5.0
 #: A pass that xenstored failed, or that found its store empty, is repeated after this many seconds.
 _RETRY = 0.5
-#: So many domains are read and settled together: what a pass holds does not grow with the host.
-_TOGETHER = 128
+#: So many domains are read and settled together, while the next are read: what a pass holds does not grow
+#: with the host.
+_TOGETHER, _AT_ONCE = 32, 2
 
 
 class _Crew(NamedTuple):
@@ -205,10 +206,30 @@ class Reconciler:
         if everything:
             await self._adopt()
             domains = domains | set(await domids(self._client, own)) | self._known.keys()
-        devices, wanted = 0, sorted(domains)
-        for start in range(0, len(wanted), _TOGETHER):
-            devices += await self._look(wanted[start : start + _TOGETHER])
-        self._done(started, len(wanted), devices)
+        self._done(started, len(domains), await self._look_at_all(sorted(domains)))
+
+    async def _look_at_all(self, domids: Sequence[int]) -> int:
+        """Look at domains, some being read while others are settled; return how many devices they have.
+
+        :raises XenstoreError: xenstored failed.
+        """
+        parts = iter([domids[i : i + _TOGETHER] for i in range(0, len(domids), _TOGETHER)])
+        devices, failures = 0, list[XenstoreError]()
+
+        async def look() -> None:
+            nonlocal devices
+            while not failures and (part := next(parts, None)):
+                try:
+                    devices += await self._look(part)
+                except XenstoreError as error:
+                    failures.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(_AT_ONCE):
+                nursery.start_soon(look)
+        if failures:
+            raise failures[0]
+        return devices
 
     async def _look(self, domids: Sequence[int]) -> int:
         """Read domains and settle them; return how many devices they have."""

@@ -19,7 +19,7 @@ from xencolo import requests
 from xencolo._pyxs import default_socket
 from xencolo.errors import ConnectionLost, DeadlineExceeded, StoreError, XenstoreError
 from xencolo.requests import Request
-from xencolo.wire import Op, Packet, split
+from xencolo.wire import Op, split
 from xencolod.asks import (
     TRANSACTION_ATTEMPTS,
     Asks,
@@ -156,7 +156,7 @@ class Client:
         :raises ConnectionLost: before all answers came. What was sent may or may not be done.
         :raises DeadlineExceeded: xenstored was silent for ``timeout`` seconds.
         """
-        connection = self._main()
+        connection = self._readers()[0]
         return await connection.wait(connection.submit(batch), self._timeout)
 
     async def spread(self, batch: Sequence[Request]) -> list[Answer]:
@@ -174,11 +174,11 @@ class Client:
 
         :raises ConnectionLost: there is no connection.
         """
-        living = self._living_ones()
+        readers = self._readers()
         if len(batch) < _SPREAD_MIN:
-            del living[1:]
-        size = -(-len(batch) // len(living))
-        parts = [(c, c.submit(batch[i * size : (i + 1) * size])) for i, c in enumerate(living)]
+            del readers[1:]
+        size = -(-len(batch) // len(readers))
+        parts = [(c, c.submit(batch[i * size : (i + 1) * size])) for i, c in enumerate(readers)]
 
         async def answers() -> list[Answer]:
             return [answer for c, part in parts for answer in await c.wait(part, self._timeout)]
@@ -285,15 +285,27 @@ class Client:
         self._main()
         return [c for slot in range(len(self._pool)) if (c := self._living(slot))]
 
+    def _readers(self) -> list[Connection]:
+        """Return the connections for requests without a transaction.
+
+        No answer waits there for a flood of events on the first connection, and no transaction on the last
+        one waits for the answers to a thousand reads: xenstored answers each connection in order.
+        """
+        living = self._living_ones()
+        return living[1:-1] or living
+
     def _idlest(self) -> Connection:
-        """Return the connection with the fewest answers to come, the first of equals.
+        """Return the connection with the fewest answers to come, the last of equals; not the events'.
 
         So the transactions of several tasks don't wait for each other.
         """
-        return min(self._living_ones(), key=lambda connection: connection.missing)
+        living = self._living_ones()
+        if len(living) > 2:
+            del living[0]
+        return min(reversed(living), key=lambda connection: connection.missing)
 
-    def _on_event(self, packet: Packet) -> None:
-        path, token = ([*split(packet.payload), b"", b""])[:2]
+    def _on_event(self, payload: bytes) -> None:
+        path, token = ([*split(payload), b"", b""])[:2]
         watch = self._watches.get(token.decode("ascii", "replace"))
         if watch:
             watch.fire(path.decode("ascii", "replace"))

@@ -168,9 +168,10 @@ def device_from_answers(
         libxl_perms is None or _served_elsewhere(told.get("backend"), paths)
     ):
         return None
-    told_by_toolstack = {f"{paths.libxl}/{name}": p for name, p in guarded.items()}
+    libxl = paths.libxl
+    told_by_toolstack = {f"{libxl}/{name}": p for name, p in guarded.items()}
     errors: list[NodeError] = [
-        *_distrust({paths.libxl: libxl_perms, **told_by_toolstack}, trusted),
+        *_distrust({libxl: libxl_perms, **told_by_toolstack}, trusted),
         *_distrust({paths.backend: backend_perms}, trusted | {paths.backend_domid}),
     ]
     is_colo = any(d.get(name) is not None for d in (told, served) for name in COLO_FIELDS.values())

@@ -6,6 +6,7 @@ libxl's ``libxl_device.c``.
 
 import re
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 from xencolo.errors import PathError, VdevError
@@ -216,6 +217,7 @@ def _number_to_letters(number: int) -> str:
     return letters
 
 
+@lru_cache(maxsize=1024)
 def parse_vdev(vdev: str) -> VirtualDisk:
     """Return bus, number and partition of a vdev: ``xvda``, ``hdc1``, ``d3p0``, or a devid.
 
@@ -240,6 +242,7 @@ def parse_vdev(vdev: str) -> VirtualDisk:
     return disk
 
 
+@lru_cache(maxsize=1024)
 def vdev_to_devid(vdev: str) -> int:
     """Return the number under which xenstore keeps the device (xen-vbd-interface(7)).
 

@@ -30,7 +30,7 @@ from xencolod.xenstore import Answer, Client, demand, open_client
 
 DOMAINS = 250
 ADDED = 200
-CONNECTIONS = 4
+CONNECTIONS = 8
 READ_TARGET, ADD_TARGET = 6.0, 4.0
 ROUNDS = 5
 #: The domains whose disks are added come after those that are only read.

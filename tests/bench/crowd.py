@@ -17,7 +17,7 @@ import trio
 
 from tests.bench.client import Call, as_call, perform
 from tests.bench.daemon import Daemon
-from tests.bench.store import DISKS_PER_DOMAIN, colo_disk, crowd, homes
+from tests.bench.store import DEVICES, DISKS_PER_DOMAIN, colo_disk, crowd, homes
 from tests.bench.table import Row, percentile
 from tests.rigs import Server, start_xenstored
 from xencolo import requests
@@ -25,7 +25,7 @@ from xencolo.nodes import add_requests
 from xencolo.paths import DevicePaths
 from xencolod.xenstore import open_client
 
-OTHERS = 10_000
+OTHERS = DEVICES
 #: Devices that are committed, one after the other, for each figure.
 COMMITS = 100
 #: Domains whose disks are committed come after the others.

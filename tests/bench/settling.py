@@ -14,14 +14,14 @@ from time import perf_counter
 import trio
 
 from tests.bench.daemon import Daemon
-from tests.bench.store import DISKS_PER_DOMAIN, crowd_seen
+from tests.bench.store import DEVICES, DISKS_PER_DOMAIN, crowd_seen
 from tests.bench.table import Row
 from tests.rigs import Server, start_xenstored
 from xencolo import requests
 from xencolo.wire import Op
 from xencolod.xenstore import Client, demand, open_client
 
-COUNTS = (100, 1_000, 10_000)
+COUNTS = (DEVICES // 100, DEVICES // 10, DEVICES)
 #: From one count to the next: linear growth of the time for each device.
 GROWTH = 10.0
 MEMORY = 4096

@@ -1,5 +1,6 @@
 """What the benchmarks fill a store with."""
 
+import os
 from collections.abc import Iterable, Sequence
 from functools import partial
 
@@ -12,6 +13,8 @@ from xencolo.wire import Op
 from xencolod.xenstore import Client, demand
 
 DISKS_PER_DOMAIN = 4
+#: Devices of a big host. BENCH_DEVICES lowers it: xenstored needs minutes to be filled with them.
+DEVICES = int(os.environ.get("BENCH_DEVICES", "10_000"))
 
 
 def plain_disk(domid: int, number: int) -> Disk:

@@ -241,7 +241,7 @@ async def test_a_big_request_does_not_wait_for_its_answers_to_be_read(tmp_path: 
 
 @asynccontextmanager
 async def connected_pair(
-    first_id: int, on_event: Callable[[Packet], None] = lambda _: None
+    first_id: int, on_event: Callable[[bytes], None] = lambda _: None
 ) -> AsyncIterator[tuple[Connection, Peer]]:
     ours, theirs = trio.socket.socketpair()
     connection = Connection(trio.SocketStream(ours), "pair", on_event, first_id=first_id)
@@ -555,6 +555,36 @@ async def test_transactions_of_two_tasks_go_side_by_side(tmp_path: Path) -> None
     assert sorted(open_at) == ["first", "second"]
 
 
+async def test_events_reads_and_transactions_have_connections_of_their_own(tmp_path: Path) -> None:
+    """A flood of events delays no answer, and a thousand reads no transaction."""
+    seen: list[list[str]] = [[], [], []]
+
+    def notes(names: list[str]) -> Script:
+        async def script(peer: Peer) -> None:
+            while packets := await peer.receive():
+                names.extend(Op(packet.op).name for packet in packets)
+                await peer.send(*(answer(packet, b"1\0") for packet in packets))
+
+        return script
+
+    with trio.fail_after(DEADLINE):
+        async with (
+            listening(tmp_path / "s", *map(notes, seen)),
+            open_client(tmp_path / "s", connections=3) as client,
+        ):
+            await trio.testing.wait_all_tasks_blocked()
+            async with client.watch("/t"):
+                await client.batch([READ_T] * 2)
+                await client.spread([READ_T] * 100)
+                await client.transaction(nothing)
+    kinds = {frozenset(names) - {"UNWATCH"} for names in seen}
+    assert kinds == {
+        frozenset({"WATCH"}),
+        frozenset({"READ"}),
+        frozenset({"TRANSACTION_START", "TRANSACTION_END"}),
+    }
+
+
 async def test_a_transaction_id_that_is_no_number(tmp_path: Path) -> None:
     script = replies(partial(answer, payload=b"soon\0"))
     async with listening(tmp_path / "s", script), open_client(tmp_path / "s") as client:
@@ -613,6 +643,37 @@ async def test_a_flood_of_events_is_bounded_and_falls_together_into_the_roots(
                 paths = await watch.take()
                 assert "/r" in paths
                 assert len(paths) <= 10_001
+
+
+def test_a_flood_of_events_is_read_in_big_pieces_and_delays_no_answer() -> None:
+    clock, told = trio.testing.MockClock(), list[bytes]()
+
+    async def flood() -> None:
+        async with connected_pair(1, told.append) as (connection, peer):
+            await peer.send(*[event("/a", b"t")] * 100)
+            await trio.testing.wait_all_tasks_blocked()
+            assert told == [b"/a\0t"]  # one of its kind is enough
+            for path in ("/b", "/c"):
+                await peer.send(*[event(path, b"t")] * 100)
+                await trio.testing.wait_all_tasks_blocked()
+            assert len(told) == 1
+            clock.jump(0.002)
+            await trio.testing.wait_all_tasks_blocked()
+            assert sorted(told) == [b"/a\0t", b"/b\0t", b"/c\0t"]
+            clock.jump(0.002)
+            connection.submit([READ_T] * 100)
+            await peer.send(*map(answer, await peer.receive(100)))
+            await trio.testing.wait_all_tasks_blocked()
+            under_way = connection.submit([READ_T])
+            (packet,) = await peer.receive()
+            for _ in range(3):
+                await peer.send(*[event("/a", b"t")] * 100)
+                await trio.testing.wait_all_tasks_blocked()
+            await peer.send(answer(packet, b"fine"))
+            await trio.testing.wait_all_tasks_blocked()
+            assert under_way.answers == [b"fine"]
+
+    trio.run(flood, clock=clock)
 
 
 async def test_a_watch_that_is_refused_is_an_error_and_taken_back(tmp_path: Path) -> None:

@@ -1,0 +1,137 @@
+"""What is published of several domains at once: together, and no one's trouble hits another."""
+
+import errno
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import pytest
+import trio
+
+from tests.rigs import Server
+from xencolo import requests
+from xencolo.disk import Role
+from xencolo.errors import StoreError
+from xencolo.status import DeviceState, DomainState, DomainStatus
+from xencolod.publish import Publisher
+from xencolod.xenstore import Client, Transaction, demand, directory, open_client, read
+
+T = TypeVar("T")
+
+DEVID = 51712
+ERRORS = "/local/domain/0/error/backend/qdisk"
+
+
+def uuid(domid: int) -> str:
+    return f"00000000-0000-4000-8000-{domid:012x}"
+
+
+def status(error: str | None = None) -> DomainStatus:
+    state = DeviceState.ERROR if error else DeviceState.READY
+    return DomainStatus(DomainState.STANDALONE, Role.PRIMARY, None, None, {DEVID: (state, error)})
+
+
+class Counting(Client):
+    """A client that counts the commits, and in which somebody disturbs those that read some domain."""
+
+    def __init__(self, client: Client, disturbed: str | None = None) -> None:
+        self._client = client
+        self._disturbed = disturbed
+        self.commits = 0
+
+    async def transaction(
+        self, body: Callable[[Transaction], Awaitable[T]], *, attempts: int = 30
+    ) -> T:
+        async def counted(transaction: Transaction) -> T:
+            value = await body(transaction)
+            if self._disturbed:
+                await demand(self._client, [requests.write(self._disturbed, "/vm/another")])
+            return value
+
+        self.commits += 1
+        return await self._client.transaction(counted, attempts=min(attempts, 5))
+
+
+@asynccontextmanager
+async def domains(server: Server, domids: Sequence[int]) -> AsyncIterator[Client]:
+    async with open_client(server.socket, connections=3) as client:
+        homes = [(f"/local/domain/{d}/vm", f"/vm/{uuid(d)}") for d in domids]
+        await demand(client, [requests.write(*home) for home in homes])
+        yield client
+
+
+async def publish_all(
+    publisher: Publisher, statuses: dict[int, DomainStatus]
+) -> dict[int, bool | StoreError]:
+    """Publish all at once; return what became of each."""
+    outcomes: dict[int, bool | StoreError] = {}
+
+    async def publish(domid: int, status: DomainStatus) -> None:
+        try:
+            outcomes[domid] = await publisher.publish(domid, status, uuid(domid))
+        except StoreError as error:
+            outcomes[domid] = error
+
+    async with trio.open_nursery() as nursery:
+        for pair in statuses.items():
+            nursery.start_soon(publish, *pair)
+    return outcomes
+
+
+async def state(client: Client, domid: int) -> bytes | None:
+    return await read(client, f"/libxl/{domid}/colo/state")
+
+
+async def test_what_comes_at_once_is_written_together(xenstored: Server) -> None:
+    domids = range(1, 101)
+    async with domains(xenstored, domids) as client:
+        counting = Counting(client)
+        publisher = Publisher(counting, 0)
+        assert all((await publish_all(publisher, {d: status() for d in domids})).values())
+        assert counting.commits < 20
+        assert {await state(client, d) for d in domids} == {b"standalone"}
+        assert all((await publish_all(publisher, {d: status() for d in domids})).values())
+        assert counting.commits < 20
+
+
+async def test_one_that_meets_conflicts_without_end_costs_no_other(xenstored: Server) -> None:
+    domids = range(1, 7)
+    async with domains(xenstored, domids) as client:
+        publisher = Publisher(Counting(client, "/local/domain/3/vm"), 0)
+        outcomes = await publish_all(publisher, {d: status() for d in domids})
+        conflict = outcomes.pop(3)
+        assert isinstance(conflict, StoreError)
+        assert conflict.errno == errno.EAGAIN
+        assert outcomes == dict.fromkeys([1, 2, 4, 5, 6], True)
+        assert await state(client, 3) is None
+        assert {await state(client, d) for d in outcomes} == {b"standalone"}
+
+
+async def test_nothing_is_said_of_one_that_has_gone_or_is_another(xenstored: Server) -> None:
+    domids = range(1, 7)
+    async with domains(xenstored, domids) as client:
+        await demand(client, [requests.rm("/local/domain/3")])
+        await demand(client, [requests.write("/local/domain/4/vm", f"/vm/{uuid(40)}")])
+        outcomes = await publish_all(Publisher(client, 0), {d: status() for d in domids})
+        assert outcomes == {1: True, 2: True, 3: False, 4: False, 5: True, 6: True}
+        assert [await state(client, d) for d in (3, 4)] == [None, None]
+
+
+@pytest.mark.parametrize("anew", [False, True])
+async def test_the_last_error_of_one_and_the_first_of_another(
+    xenstored: Server, anew: bool
+) -> None:
+    """Directories that one leaves empty go, unless another puts something there in the same transaction."""
+    domids = range(1, 7)
+    async with domains(xenstored, domids) as client:
+        publisher = Publisher(client, 0)
+        bad = {1, 2, 3}
+        for wrong in (bad, set(domids) - bad, set[int]()):
+            said = {d: status("no image" if d in wrong else None) for d in domids}
+            if anew:
+                publisher = Publisher(client, 0)
+            assert all((await publish_all(publisher, said)).values())
+            assert set(await directory(client, ERRORS)) == set(map(str, wrong))
+            for domid in wrong:
+                assert await read(client, f"{ERRORS}/{domid}/{DEVID}/error") == b"no image"
+        assert "error" not in await directory(client, "/local/domain/0")
