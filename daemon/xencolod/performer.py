@@ -6,13 +6,13 @@ Nothing is decided here: which action comes when is :mod:`xencolo.replication`'s
 import errno
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
 import trio
 
 from xencolo import link as peer
-from xencolo.disk import Disk, Role
+from xencolo.disk import Role
 from xencolo.errors import LinkClosed, LinkSilent, ReplicationError
 from xencolo.record import chain_of
 from xencolo.replication import Action
@@ -239,15 +239,3 @@ async def is_own(host: str) -> bool:
         except OSError as error:
             return error.errno != errno.EADDRNOTAVAIL
     return True
-
-
-def complaint(disks: Sequence[Disk]) -> str | None:
-    """Return why these disks can't be one consistency group, None if they can."""
-    ends = {(disk.colo_host, disk.colo_port) for disk in disks}
-    if len(ends) > 1:
-        shown = " and ".join(f"{disk.vdev} {disk.colo_host}:{disk.colo_port}" for disk in disks)
-        return (
-            f"the COLO disks of a domain have one NBD server, and these have several: {shown}; "
-            f"give all the same colo-host and colo-port"
-        )
-    return None

@@ -11,17 +11,24 @@ import trio
 from xencolo import requests
 from xencolo.device import Device
 from xencolo.drives import Form
-from xencolo.errors import VdevError, XenstoreError
+from xencolo.errors import XenstoreError
 from xencolo.paths import (
     backend_root,
-    devid_to_vdev,
     domain_path,
     hint,
-    libxl_domain_path,
     mark_path,
 )
-from xencolo.plan import Domain, Machine, Phase, Plan, Policy, another_guest, drives_of, plan
-from xencolo.status import DeviceState, DomainState, DomainStatus
+from xencolo.plan import (
+    Domain,
+    Machine,
+    Phase,
+    Plan,
+    Policy,
+    another_guest,
+    drives_of,
+    plan,
+    refusal,
+)
 from xencolod.config import Config
 from xencolod.devices import close, domids, trusted_domids
 from xencolod.dirty import Calm, Dirty
@@ -29,13 +36,13 @@ from xencolod.exhausted import patiently
 from xencolod.hub import Hub
 from xencolod.log import emit
 from xencolod.obeying import Obeying
-from xencolod.performer import complaint
 from xencolod.places import any_forbidden, only_allowed
 from xencolod.preparation import as_recorded
 from xencolod.process import domains_with_qemu, files
 from xencolod.publish import Publisher
 from xencolod.replicator import Replicator, Seen
 from xencolod.supervisor import Settings, Supervisor
+from xencolod.telling import Told, vdev_of
 from xencolod.views import Found, Wanted, look_at, read_domains
 from xencolod.xenstore import Client, Reads, Watch, demand, read
 
@@ -61,13 +68,14 @@ class _Crew(NamedTuple):
 
 @dataclass(slots=True)
 class _Known:
-    """What the last cycle saw of a domain: the difference to it is what gets logged."""
+    """What is known of a domain.
+
+    :ivar told: what the last cycle saw of it.
+    :ivar unsaid: it was seen, and what is published may be of before.
+    """
 
     crew: _Crew | None = None
-    devices: Mapping[int, Device] = field(default_factory=dict)
-    complaints: Mapping[tuple[int, str, str], str] = field(default_factory=dict)
-    status: DomainStatus | None = None
-    role_error: str | None = None
+    told: Told = field(default_factory=Told)
     unsaid: bool = False
 
     @property
@@ -110,8 +118,8 @@ class Reconciler:
     def counts(self) -> tuple[int, int]:
         """How many domains are managed, and how many disks are known."""
         return (
-            len([known for known in self._known.values() if known.status]),
-            sum(len(known.devices) for known in self._known.values()),
+            len([known for known in self._known.values() if known.told.status]),
+            sum(len(known.told.devices) for known in self._known.values()),
         )
 
     # -- events ----------------------------------------------------------------------------------
@@ -256,7 +264,7 @@ class Reconciler:
 
     def _has_new_errors(self, view: Domain) -> bool:
         known = self._known.get(view.domid)
-        before = known.complaints if known else {}
+        before = known.told.complaints if known else {}
         return any(
             (devid, error.path, error.kind) not in before
             for devid, device in view.devices.items()
@@ -290,7 +298,7 @@ class Reconciler:
         known = self._known[view.domid]
         return view.exists and (
             another_guest(known.machine.launch, view)
-            or known.devices.keys() <= view.devices.keys() != set()
+            or known.told.devices.keys() <= view.devices.keys() != set()
         )
 
     def _done(self, started: float, domains: int, devices: int) -> None:
@@ -346,8 +354,9 @@ class Reconciler:
         )
         if known.crew:
             decided = self._instruct(known.crew, view, decided)
-        self._say(view, known, decided, missing)
-        known.devices = view.devices
+        # What may stand of it in xenstore.
+        known.unsaid = known.unsaid or known.told.status is not None
+        known.told.tell(self._log, view, decided, missing)
         try:
             await self._publish(view, known, decided)
             for devid in decided.closed:
@@ -390,8 +399,8 @@ class Reconciler:
             # What replicates has nothing to do with the QEMU of the guest before.
             None if another_guest(supervisor.machine.launch, view) else supervisor.qmp,
             supervisor.machine.launch,
-            tuple(_vdev(device) or str(device.paths.devid) for device in colo if device.bypassed),
-            _refusal(view),
+            tuple(vdev_of(device) or str(device.paths.devid) for device in colo if device.bypassed),
+            refusal(view),
         )
 
     async def _supervise(self, domid: int, known: _Known) -> None:
@@ -412,10 +421,9 @@ class Reconciler:
         await self._nursery.start(run)
 
     async def _publish(self, view: Domain, known: _Known, decided: Plan) -> None:
-        said, known.status = known.status is not None or known.unsaid, decided.status
         if not view.published:
             self._publisher.forget(view.domid)
-        known.unsaid = True
+        said, known.unsaid = known.unsaid, True
         if decided.status and view.exists:
             if not await self._publisher.publish(view.domid, decided.status, view.uuid):
                 self.dirty.mark(view.domid)  # it was another one's by then, or nobody's
@@ -426,123 +434,4 @@ class Reconciler:
     async def _close(self, device: Device) -> None:
         if await close(self._client, device.paths):
             log = self._log.bind(domid=device.paths.domid, devid=device.paths.devid)
-            emit(log, "device.closed", vdev=_vdev(device), backend=device.paths.backend)
-
-    # -- saying ----------------------------------------------------------------------------------
-
-    def _say(self, view: Domain, known: _Known, decided: Plan, missing: Mapping[int, str]) -> None:
-        log = self._log.bind(domid=view.domid)
-        self._say_devices(view, known)
-        self._say_complaints(view, known, decided, missing)
-        if view.role_error and view.role_error != known.role_error:
-            emit(
-                log,
-                "domain.role_error",
-                path=f"/libxl/{view.domid}/colo/role",
-                node="role",
-                error=view.role_error,
-            )
-        known.role_error = view.role_error
-        status, before = decided.status, known.status
-        if status is None:
-            if before:
-                emit(log, "domain.gone")
-            return
-        if before is None or before.state is not status.state:
-            emit(
-                log,
-                "domain.state",
-                state=status.state.value,
-                before=before.state.value if before else None,
-                role=view.wanted_role.value,
-                error=status.error,
-            )
-            if status.state is DomainState.FOREIGN:
-                emit(log, "domain.foreign", reason=view.foreign)
-
-    def _say_devices(self, view: Domain, known: _Known) -> None:
-        for devid, device in view.devices.items():
-            log = self._log.bind(domid=view.domid, devid=devid, vdev=_vdev(device))
-            old = known.devices.get(devid)
-            if device.disk and (old is None or old.disk != device.disk):
-                emit(
-                    log,
-                    "device.changed" if old and old.disk else "device.found",
-                    backend=device.paths.backend,
-                    colo=device.disk.colo_enable,
-                )
-            if device.suspicions and (old is None or old.suspicions != device.suspicions):
-                emit(log, "device.suspicious", reason="; ".join(device.suspicions))
-        for devid in known.devices.keys() - view.devices.keys():
-            gone = known.devices[devid]
-            log = self._log.bind(domid=view.domid, devid=devid, vdev=_vdev(gone))
-            emit(log, "device.gone", backend=gone.paths.backend)
-
-    def _say_complaints(
-        self, view: Domain, known: _Known, decided: Plan, missing: Mapping[int, str]
-    ) -> None:
-        """Log each error of each disk once, and once more when it is gone."""
-        now: dict[tuple[int, str, str], str] = {}
-        for devid, device in view.devices.items():
-            log = self._log.bind(domid=view.domid, devid=devid, vdev=_vdev(device))
-            for path, node, kind, error in _complaints(device, decided.status, missing):
-                now[devid, path, kind] = error
-                if known.complaints.get((devid, path, kind)) == error:
-                    continue
-                if kind == DeviceState.SKIPPED.value:
-                    emit(log, "device.skipped", reason=error)
-                elif kind == DeviceState.LEAVING.value:
-                    emit(log, "device.kept", reason=error)
-                else:
-                    emit(log, "device.error", path=path, node=node, kind=kind, error=error)
-        wrong = {(devid, path) for devid, path, _ in now}
-        before = {(devid, path) for devid, path, kind in known.complaints if kind not in _REASONS}
-        for devid, path in sorted(before - wrong):
-            if devid in view.devices:
-                log = self._log.bind(domid=view.domid, devid=devid, vdev=_vdev(view.devices[devid]))
-                emit(log, "device.mended", path=path, node=path.rpartition("/")[2])
-        known.complaints = now
-
-
-#: What is no error of the disk.
-_REASONS = {DeviceState.SKIPPED.value, DeviceState.LEAVING.value}
-
-
-def _refusal(view: Domain) -> str | None:
-    """Return why the domain can't replicate as it is described."""
-    disks = [d.disk for d in view.devices.values() if d.disk and d.disk.colo_enable]
-    if disks and view.type not in {None, "hvm"}:
-        return (
-            f"{libxl_domain_path(view.domid)}/type is {view.type}: only the disks of an hvm guest can be "
-            f"replicated, another writes past QEMU's quorum"
-        )
-    return complaint(disks)
-
-
-def _vdev(device: Device) -> str | None:
-    """Return the name of a disk, by its number where its nodes can't be read."""
-    if device.disk:
-        return device.disk.vdev
-    try:
-        return devid_to_vdev(device.paths.devid)
-    except VdevError:
-        return None
-
-
-def _complaints(
-    device: Device, status: DomainStatus | None, missing: Mapping[int, str]
-) -> list[tuple[str, str, str, str]]:
-    """Return (path, node, kind, error) of all that is wrong with a disk."""
-    if device.errors:
-        return [(e.path, e.node, e.kind, str(e)) for e in device.errors]
-    devid = device.paths.devid
-    if status is None or devid not in status.devices:
-        return []
-    state, error = status.devices[devid]
-    if state is DeviceState.READY or error is None:
-        return []
-    kind = "image" if devid in missing else "drive"
-    if state in _REASONS:
-        kind = state.value
-    path = f"{device.paths.libxl}/params"
-    return [(path, "params", kind, error)]
+            emit(log, "device.closed", vdev=vdev_of(device), backend=device.paths.backend)

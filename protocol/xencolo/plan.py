@@ -9,8 +9,9 @@ from enum import Enum
 from typing import NamedTuple
 
 from xencolo.device import CLOSING, Device
-from xencolo.disk import Role
+from xencolo.disk import Disk, Role
 from xencolo.drives import DomainDrives, Form, domain_drives, form_of, image_drivers, under_dev
+from xencolo.paths import libxl_domain_path
 from xencolo.status import DeviceState, DomainState, DomainStatus
 
 _VM = re.compile(rb"/vm/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", re.IGNORECASE)
@@ -209,6 +210,29 @@ def drives_of(
         if as_it_runs.arguments == running.drives:
             return as_it_runs
     return drives(policy.form)
+
+
+def refusal(domain: Domain) -> str | None:
+    """Return why the domain can't replicate as it is described, None if it can."""
+    disks = [d.disk for d in domain.devices.values() if d.disk and d.disk.colo_enable]
+    if disks and domain.type not in {None, "hvm"}:
+        return (
+            f"{libxl_domain_path(domain.domid)}/type is {domain.type}: only the disks of an hvm guest can be "
+            f"replicated, another writes past QEMU's quorum"
+        )
+    return _no_group(disks)
+
+
+def _no_group(disks: Sequence[Disk]) -> str | None:
+    """Return why these disks can't be one consistency group, None if they can."""
+    ends = {(disk.colo_host, disk.colo_port) for disk in disks}
+    if len(ends) > 1:
+        shown = " and ".join(f"{disk.vdev} {disk.colo_host}:{disk.colo_port}" for disk in disks)
+        return (
+            f"the COLO disks of a domain have one NBD server, and these have several: {shown}; "
+            f"give all the same colo-host and colo-port"
+        )
+    return None
 
 
 def another_guest(launch: Launch | None, domain: Domain) -> bool:
