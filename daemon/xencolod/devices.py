@@ -54,6 +54,9 @@ from xencolod.xenstore import (
 #: before the first of them is needed.
 _TOGETHER = 64
 _AHEAD = 2
+#: Domains that devices are added to at one time. All change the directory of the backends: more of them
+#: meet more conflicts, and are slower.
+_ADDING = 3
 
 
 def trusted_domids(own_domid: int) -> frozenset[int]:
@@ -192,7 +195,7 @@ async def add(client: Client, domid: int, disk: Disk, role: Role | None = None) 
 async def add_all(
     client: Client, wanted: Sequence[tuple[int, Disk]]
 ) -> list[DevicePaths | XencoloError]:
-    """Add devices, each as :func:`add` does, several domains at a time: one for each connection.
+    """Add devices, each as :func:`add` does, a few domains at a time.
 
     Devices of one domain change the same directories, so they are added one after the other.
 
@@ -211,7 +214,7 @@ async def add_all(
                 results[place] = await _added_or_why_not(client, domid, disk)
 
     async with trio.open_nursery() as nursery:
-        for _ in range(client.connections):
+        for _ in range(min(client.connections, _ADDING)):
             nursery.start_soon(add_by_domain)
     return [results[place] for place in range(len(wanted))]
 

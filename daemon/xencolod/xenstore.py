@@ -141,7 +141,7 @@ class Client:
 
     @property
     def connected(self) -> bool:
-        """Whether the first connection, which carries watches and single requests, is up."""
+        """Whether the first connection, which carries the watches, is up; without it nothing is sent."""
         return self._connected.is_set() and self._living(0) is not None
 
     async def wait_connected(self) -> None:
@@ -160,7 +160,7 @@ class Client:
         return await connection.wait(connection.submit(batch), self._timeout)
 
     async def spread(self, batch: Sequence[Request]) -> list[Answer]:
-        """Send requests whose order does not matter over all connections; answers in order.
+        """Send requests whose order does not matter over several connections; answers in order.
 
         :raises ConnectionLost: before all answers came.
         :raises DeadlineExceeded: xenstored was silent for ``timeout`` seconds.
@@ -387,7 +387,8 @@ async def open_client(
 
     :param path: the socket; by default as libxenstore finds it (``XENSTORED_PATH``,
         ``XENSTORED_RUNDIR``, ``/run/xenstored/socket``).
-    :param connections: size of the pool; reads are spread over it.
+    :param connections: size of the pool; from three on, the first is for events and the last for
+        transactions, and reads are spread over the others.
     :param timeout: seconds of silence after which a call fails and its connection is closed.
     :param reconnect_max: longest pause between attempts, in seconds.
     :param patient: enter the block even though xenstored is absent, and go on trying.

@@ -30,8 +30,9 @@ OTHERS = DEVICES
 COMMITS = 100
 #: Domains whose disks are committed come after the others.
 FIRST = 20_000
-#: Seconds to look at a daemon at rest, and what it may take in a minute of them.
-REST, IDLE = 15.0, 0.1
+#: Seconds until a daemon is at rest (trio's threads wait ten for work before they end), then to look at it,
+#: and what it may take in a minute of them.
+CALM, REST, IDLE = 12.0, 30.0, 0.1
 
 
 @contextmanager
@@ -117,9 +118,9 @@ def _latency(server: Server, committer: Committer, name: str) -> list[Row]:
 
 
 def _idle(server: Server) -> list[Row]:
-    with Daemon(server.directory / "idle", server.socket) as daemon:
+    with Daemon(server.directory / "idle", server.socket, linked=True) as daemon:
         daemon.wait_events("device.found", OTHERS)
-        time.sleep(2)
+        time.sleep(CALM)
         cpu, wakeups = daemon.cpu, daemon.wakeups
         time.sleep(REST)
         cpu, wakeups = daemon.cpu - cpu, daemon.wakeups - wakeups

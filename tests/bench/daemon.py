@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.rigs.servers import RigError
+from xencolod import keys
 
 _PROGRAM = [sys.executable, "-c", "from xencolod.cli import daemon_main; daemon_main()"]
 #: Seconds for anything to come about.
@@ -32,7 +33,8 @@ class Daemon:
     :ivar log: where its events are.
     """
 
-    def __init__(self, directory: Path, xenstored: Path) -> None:
+    def __init__(self, directory: Path, xenstored: Path, *, linked: bool = False) -> None:
+        """Start it and wait until it is ready; ``linked``: with keys, so that it does not look for them."""
         directory.mkdir(parents=True, exist_ok=True)
         self.log = directory / "events"
         config = directory / "xencolod.toml"
@@ -40,8 +42,10 @@ class Daemon:
         config.write_text(
             "[daemon]\n"
             + "".join(f'{name}_directory = "{path}"\n' for name, path in places.items())
-            + f'[link]\nlisten = "127.0.0.1"\nport = {free_port()}\n'
+            + f'[link]\nlisten = "127.0.0.1"\nport = {free_port()}\nkeys = "{directory}/keys.pem"\n'
         )
+        if linked:
+            keys.make(directory / "keys.pem")
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             notify = directory / "notify"
             notify.unlink(missing_ok=True)
