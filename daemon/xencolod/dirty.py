@@ -6,7 +6,7 @@ import trio
 
 #: How often a domain may be looked at in a second because watches tell of it, and how often on top of that
 #: after a rest: a toolstack writes a guest's disks one after the other. Others wait while it is looked at.
-_RATE, _BURST = 20.0, 50.0
+_RATE, _BURST = 20.0, 500.0
 
 
 class Dirty:
