@@ -658,10 +658,18 @@ def argv_of(pid: int) -> list[str]:
 
 
 def end(pid: int) -> None:
-    """Kill a process and wait until it is gone."""
+    """Kill a process and wait until it is gone, with the locks of its files: they go after its command line."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    until(lambda: not argv_of(pid), f"process {pid} gone")
+    until(lambda: _ended(pid), f"process {pid} gone")
+
+
+def _ended(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return stat.rpartition(")")[2].split()[0] in "ZX"
 
 
 def open_files(pid: int) -> set[str]:
