@@ -658,7 +658,7 @@ def argv_of(pid: int) -> list[str]:
 
 
 def end(pid: int) -> None:
-    """Kill a process and wait until it is gone, with the locks of its files: they go after its command line."""
+    """Kill a process and wait until it is gone with the locks of its files, which outlive its argv."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     until(lambda: _ended(pid), f"process {pid} gone")
