@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 # Tests that wait for a QEMU leave the processor to another one.
-JOBS ?= 2
+JOBS ?= 3
 
 # What the tests run against, and what builds the hypervisor stand-in they preload.
 PROGRAMS := qemu-system-x86_64 qemu-img gcc systemd-analyze openssl losetup ip /usr/lib/xen-4.17/bin/xenstored \
