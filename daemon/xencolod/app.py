@@ -56,7 +56,7 @@ def _seed(store: Store, domid: int) -> None:
     store.disconnect(session)
 
 
-def _only_one(config: Config) -> int:
+def only_one(config: Config) -> int:
     """Lock the runtime directory; two daemons would run two QEMUs.
 
     :raises ConfigError: another xencolod runs there, or it can't be had.
@@ -69,7 +69,8 @@ def _only_one(config: Config) -> int:
     except OSError as error:
         raise ConfigError(f"daemon.runtime_directory: {runtime}: {error.strerror}") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Not flock: a child that a killed daemon was just forking would hold that until it is exec'd.
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         raise ConfigError(f"another xencolod runs in {runtime}; end it first") from None
@@ -196,7 +197,7 @@ def run(
     """
     config = load(config_path)
     log = configure(log_format, level="debug" if debug else "info")
-    lock = _only_one(config)
+    lock = only_one(config)
     try:
         trio.run(_main, config, config_path, xenstore, log)
     finally:

@@ -1,0 +1,45 @@
+"""One xencolod for each runtime directory."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.daemon.reconciler_rig import config_in
+from xencolo.errors import ConfigError
+from xencolod.app import only_one
+
+#: A daemon that is killed while it starts a QEMU: the child is forked, and not exec'd yet.
+_FORKING = """
+import os, sys, time
+from xencolod.app import only_one
+from pathlib import Path
+from tests.daemon.reconciler_rig import config_in
+only_one(config_in(Path(sys.argv[1])))
+child = os.fork()
+if child:
+    print(child, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_second_one_is_refused_and_none_is_locked_out_by_a_child(tmp_path: Path) -> None:
+    config = config_in(tmp_path)
+    first = subprocess.Popen(
+        [sys.executable, "-c", _FORKING, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert first.stdout
+    child = int(first.stdout.readline())
+    try:
+        with pytest.raises(ConfigError, match="another xencolod runs in"):
+            only_one(config)
+        first.kill()
+        first.wait()
+        os.close(only_one(config))
+    finally:
+        first.kill()
+        os.kill(child, signal.SIGKILL)
+        first.stdout.close()
