@@ -1,5 +1,6 @@
 """One domain's QEMU, kept as it is wanted: started, greeted, adopted, ended, and started again."""
 
+import signal
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -20,8 +21,6 @@ from xencolod.places import first_forbidden
 from xencolod.process import Process, adopt, files, spawn
 from xencolod.qmp import Qmp, open_qmp
 
-#: After KILL a process ends at once, unless it hangs in the kernel; then it is said every so often.
-_KILL_TIMEOUT = 30.0
 #: Seconds until a QEMU that no descriptor was left for is spoken to again.
 _SHORTAGE = 1.0
 
@@ -291,14 +290,17 @@ class Supervisor:
                 await self._quit(qmp, qemu.quit_timeout)
                 await process.wait()
                 return
-        for number, name, timeout in ((15, "SIGTERM", qemu.term_timeout), (9, "SIGKILL", None)):
-            emit(self._log, "qemu.signalled", pid=process.pid, signal=name)
-            process.send_signal(number)
-            with trio.move_on_after(timeout if timeout is not None else _KILL_TIMEOUT):
-                await process.wait()
-                return
-        # Killed and still there: it hangs in the kernel. It is never doubled, so it is waited for.
+        self._signal(process, signal.SIGTERM)
+        with trio.move_on_after(qemu.term_timeout):
+            await process.wait()
+            return
+        self._signal(process, signal.SIGKILL)
+        # Without a deadline: killed and still there it hangs in the kernel, and it is never doubled.
         await process.wait()
+
+    def _signal(self, process: Process, number: signal.Signals) -> None:
+        emit(self._log, "qemu.signalled", pid=process.pid, signal=number.name)
+        process.send_signal(number)
 
     async def _quit(self, qmp: Qmp, timeout: float) -> None:
         try:
