@@ -105,11 +105,10 @@ class Supervisor:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled; the QEMU goes on then. Started once it is known whether one lives."""
         process = await patiently(self._log, self._adopted)
-        if process:
-            self._take_over(process)
+        launch = self._take_over(process) if process else None
         task_status.started()
-        if process:
-            await self._tend(process, launch_in(self.domid, process.argv), fresh=False)
+        if process and launch:
+            await self._tend(process, launch, fresh=False)
         while True:
             await patiently(self._log, self._go_on)
 
@@ -127,10 +126,12 @@ class Supervisor:
 
     # -- starting --------------------------------------------------------------------------------
 
-    def _take_over(self, process: Process) -> None:
-        self._wanted = launch_in(self.domid, process.argv)
-        emit(self._log, "qemu.adopted", pid=process.pid, role=self._wanted.role.value)
-        self._set(Phase.STARTING, self._wanted, process)
+    def _take_over(self, process: Process) -> Launch:
+        """Want a QEMU that was found as it is; return what it runs with."""
+        launch = self._wanted = launch_in(self.domid, process.argv)
+        emit(self._log, "qemu.adopted", pid=process.pid, role=launch.role.value)
+        self._set(Phase.STARTING, launch, process)
+        return launch
 
     async def _bring_up(self, launch: Launch) -> None:
         config = self._settings.config
@@ -148,8 +149,7 @@ class Supervisor:
             return
         where = files(config, self.domid)
         if process := adopt(where):
-            self._take_over(process)
-            await self._tend(process, launch_in(self.domid, process.argv), fresh=False)
+            await self._tend(process, self._take_over(process), fresh=False)
             return
         self._attempts += 1
         if refused := first_forbidden(image_drivers(launch.drives), config.images.directories):
