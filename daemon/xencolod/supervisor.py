@@ -161,7 +161,7 @@ class Supervisor:
             if is_exhausted(error):
                 self._attempts -= 1  # it is not this QEMU that is wrong
                 raise
-            self._start_failed(launch, error.strerror or str(error))
+            self._start_failed(launch, f"{error.filename}: {error.strerror}")
             return
         emit(
             self._log,
