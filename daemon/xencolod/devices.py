@@ -302,12 +302,13 @@ async def _ask_to_close(client: Client, paths: DevicePaths) -> bool:
 
 
 async def _closed(client: Client, paths: DevicePaths, timeout: float) -> bool:
+    state = f"{paths.backend}/state"
     with trio.move_on_after(timeout):
-        async with client.watch(f"{paths.backend}/state") as watch:
-            while True:
+        async with client.watch(state) as watch:
+            await watch.take()
+            while await read(client, state) not in {None, _state(CLOSED)}:
                 await watch.take()
-                if await read(client, f"{paths.backend}/state") in {None, _state(CLOSED)}:
-                    return True
+            return True
     return False
 
 

@@ -205,14 +205,8 @@ class Supervisor:
             while not process.exited:
                 try:
                     async with self._greeted(process) as qmp:
-                        # One that became unwanted meanwhile has run no guest: it is not announced.
-                        if self._wanted == launch:
-                            self._running(process, launch, qmp, fresh=fresh)
-                        fresh = False
-                        await first(process.wait, lambda: self._unwanted(launch), qmp.wait_closed)
-                        self.qmp = None
-                        if not self._is_wanted(launch) and not process.exited:
-                            await self._end(process, launch, qmp)
+                        new, fresh = fresh, False
+                        await self._follow(process, launch, qmp, fresh=new)
                 except QmpError as refusal:
                     self.qmp = None
                     error = str(refusal)
@@ -228,6 +222,16 @@ class Supervisor:
             if not ended:
                 process.release()
         self._ended(process, launch, error, fresh=fresh)
+
+    async def _follow(self, process: Process, launch: Launch, qmp: Qmp, *, fresh: bool) -> None:
+        """Stay with a QEMU that has greeted until it ends or QMP does, and end one that is not wanted."""
+        # One that became unwanted meanwhile has run no guest: it is not announced.
+        if self._wanted == launch:
+            self._running(process, launch, qmp, fresh=fresh)
+        await first(process.wait, lambda: self._unwanted(launch), qmp.wait_closed)
+        self.qmp = None
+        if not self._is_wanted(launch) and not process.exited:
+            await self._end(process, launch, qmp)
 
     def _greeted(self, process: Process) -> AbstractAsyncContextManager[Qmp]:
         timeout = self._settings.config.qemu.start_timeout
