@@ -50,7 +50,16 @@ async def demand(
     :param absent_ok: operations for which ENOENT is as good as done (``RM``).
     :raises StoreError: the first error.
     """
-    answers = await to.batch(batch)
+    return all_done(batch, await to.batch(batch), absent_ok=absent_ok)
+
+
+def all_done(
+    batch: Sequence[Request], answers: Sequence[Answer], *, absent_ok: Sequence[int] = ()
+) -> list[bytes]:
+    """Return the answers to requests that must all have succeeded; as :func:`demand`.
+
+    :raises StoreError: the first error.
+    """
     done = []
     for request, answer in zip(batch, answers, strict=True):
         if isinstance(answer, bytes):

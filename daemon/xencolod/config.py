@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Meta
 
 from xencolo.errors import ConfigError
+from xencolo.paths import DOMID_MAX
 
 DEFAULT_PATH = Path("/etc/xencolo/xencolod.toml")
 CAPABILITIES = Path("/proc/xen/capabilities")
@@ -37,7 +38,7 @@ _WORDS = {
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
 Count = Annotated[int, Meta(ge=1, le=16)]
 Mebibytes = Annotated[int, Meta(ge=1, le=1 << 24)]
-Domid = Annotated[int, Meta(ge=0, lt=0x7FF0)]  # Xen's DOMID_FIRST_RESERVED
+Domid = Annotated[int, Meta(ge=0, le=DOMID_MAX)]
 Text = Annotated[str, Meta(pattern=_TEXT)]
 Absolute = Annotated[str, Meta(pattern=_ABSOLUTE)]
 Port = Annotated[int, Meta(ge=1, le=65535)]

@@ -1,6 +1,5 @@
 """Devices in xenstore: find, read, add and remove them, as libxl does."""
 
-import errno
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import chain
@@ -37,6 +36,7 @@ from xencolo.paths import (
 )
 from xencolo.status import ROLE
 from xencolo.wire import Op
+from xencolod.asks import all_done
 from xencolod.xenstore import (
     Answer,
     Asks,
@@ -186,7 +186,7 @@ async def add(client: Client, domid: int, disk: Disk, role: Role | None = None) 
             raise DeviceError(
                 f"device {disk.vdev} of domain {domid} already exists: {paths.libxl} is there"
             )
-        _check(batch, answers[2:])
+        all_done(batch, answers[2:], absent_ok=[Op.RM])
 
     await client.transaction(body)
     return paths
@@ -224,14 +224,6 @@ async def _added_or_why_not(client: Client, domid: int, disk: Disk) -> DevicePat
         return await add(client, domid, disk)
     except XencoloError as error:
         return error
-
-
-def _check(batch: Sequence[requests.Request], answers: Sequence[object]) -> None:
-    for request, answer in zip(batch, answers, strict=True):
-        if isinstance(answer, Exception) and not (
-            request.op == Op.RM and getattr(answer, "errno", 0) == errno.ENOENT
-        ):
-            raise answer
 
 
 # -- removing -----------------------------------------------------------------------------------
@@ -310,12 +302,13 @@ async def _ask_to_close(client: Client, paths: DevicePaths) -> bool:
 
 
 async def _closed(client: Client, paths: DevicePaths, timeout: float) -> bool:
+    state = f"{paths.backend}/state"
     with trio.move_on_after(timeout):
-        async with client.watch(f"{paths.backend}/state") as watch:
-            while True:
+        async with client.watch(state) as watch:
+            await watch.take()
+            while await read(client, state) not in {None, _state(CLOSED)}:
                 await watch.take()
-                if await read(client, f"{paths.backend}/state") in {None, _state(CLOSED)}:
-                    return True
+            return True
     return False
 
 

@@ -28,7 +28,7 @@ from xencolod.devices import (
     remove_with_empty_parents,
     trusted_domids,
 )
-from xencolod.views import read_domains
+from xencolod.views import read_heads
 from xencolod.xenstore import Asks, Client, Transaction, demand, directory, read
 
 #: The commands do what a toolstack does, and that lives in dom0.
@@ -61,7 +61,7 @@ async def survey(client: Client, domid: int | None = None) -> list[Found]:
     """
     trusted = trusted_domids(TOOLSTACK_DOMID)
     numbers = await domids(client, TOOLSTACK_DOMID) if domid is None else [domid]
-    heads = await read_domains(client, numbers, TOOLSTACK_DOMID, trusted, {}, xen=False)
+    heads = await read_heads(client, numbers, TOOLSTACK_DOMID, trusted)
     paths = await find(client, TOOLSTACK_DOMID, domid)
     devices: dict[int, list[Device]] = {}
     for device in await read_devices(client, paths, trusted):

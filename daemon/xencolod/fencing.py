@@ -22,6 +22,10 @@ async def fence(owner: "Replicator") -> bool:
     config = owner.performer.host.settings.config.failover
     await trio.sleep(config.after)
     record, command = owner.performer.known, list(config.command)
+    if not record.in_sync:
+        why = "the disks hold no checkpoint of the primary, so there is nothing to take over with"
+        emit(owner.log, "failover.fencing_failed", command=command, error=why)
+        return False
     emit(owner.log, "failover.fencing", command=command, peer=owner.answering.peer)
     environment = {
         "XENCOLO_DOMID": str(owner.domid),
@@ -30,10 +34,6 @@ async def fence(owner: "Replicator") -> bool:
         "XENCOLO_GENERATION": str(record.generation),
         "XENCOLO_PEER": owner.answering.peer or "",
     }
-    if not record.in_sync:
-        why = "the disks hold no checkpoint of the primary, so there is nothing to take over with"
-        emit(owner.log, "failover.fencing_failed", command=command, error=why)
-        return False
     why = f"it did not end within {config.timeout:g} s"
     with trio.move_on_after(config.timeout):
         why = await _run(command, environment)

@@ -39,7 +39,7 @@ class Host(Protocol):
     def security(self) -> Security:
         """Return how the link is secured.
 
-        :raises ReplicationError: it can't be used as it is configured; with the remedy.
+        :raises KeysError: there are no keys to be used; with the remedy.
         """
 
     def credentials(self) -> str | None:

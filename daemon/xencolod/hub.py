@@ -4,7 +4,7 @@ import trio
 
 from xencolo import link, requests
 from xencolo.disk import Role
-from xencolo.errors import ConfigError, KeysError, LinkSilent, XencoloError
+from xencolo.errors import ConfigError, KeysError, LinkSilent
 from xencolo.link import refusal
 from xencolo.paths import colo_path
 from xencolo.status import ROLE
@@ -150,7 +150,6 @@ class Hub:
                 return refusal("domain", reason)
 
     def _gone(self, peer: Peer) -> None:
-        why: XencoloError | None = peer.lost
+        silent = isinstance(peer.lost, LinkSilent)
         for replicator in self._of(peer.hello.uuid):
-            silent = isinstance(why, LinkSilent)
-            replicator.answering.gone(peer, str(why), silent=silent)
+            replicator.answering.gone(peer, str(peer.lost), silent=silent)

@@ -6,6 +6,7 @@ import trio
 
 from xencolo import requests
 from xencolo.command import (
+    COMMANDS,
     Answer,
     Command,
     Outcome,
@@ -155,8 +156,7 @@ async def obey(owner: "Replicator", command: Command) -> str:
     performer = owner.performer
     if performer.record is None or not performer.disks:
         raise CommandError("the domain has no COLO disk that could be replicated, or no QEMU yet")
-    wanted = Role.SECONDARY if command.word is Word.FAILOVER else Role.PRIMARY
-    if owner.place.role is not wanted:
+    if owner.place.role not in COMMANDS[command.word].roles:
         raise CommandError(_OTHER_ROLE[owner.place.role].format(command.word))
     match command.word:
         case Word.CHECKPOINT:

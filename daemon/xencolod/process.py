@@ -5,7 +5,6 @@ a second QEMU of the same domain refuses to start, and the kernel names the hold
 again for something else is never taken for it.
 """
 
-import errno
 import fcntl
 import os
 import secrets
@@ -180,7 +179,7 @@ def _argv(pid: int) -> list[str]:
 def spawn(config: Config, launch: Launch, where: Files, *, xen: bool) -> Process:
     """Start QEMU in a session of its own, so that it outlives the daemon.
 
-    :raises OSError: it can't be started, or its places can't be made.
+    :raises OSError: it can't be started, or its places can't be made; with the file's name.
     """
     for directory in (where.runtime, where.logs):
         directory.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -209,7 +208,9 @@ def spawn(config: Config, launch: Launch, where: Files, *, xen: bool) -> Process
             )
     except OSError as error:
         where.socket(nonce).unlink(missing_ok=True)
-        raise OSError(error.errno, f"{argv[0]}: {os.strerror(error.errno or errno.EIO)}") from error
+        # Python names no file where a socket can't be bound.
+        error.filename = error.filename or os.fspath(where.socket(nonce))
+        raise
     finally:
         os.close(output)
     process = Process(pid, os.pidfd_open(pid), argv, where)

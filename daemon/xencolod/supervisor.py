@@ -1,5 +1,6 @@
 """One domain's QEMU, kept as it is wanted: started, greeted, adopted, ended, and started again."""
 
+import signal
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -20,8 +21,6 @@ from xencolod.places import first_forbidden
 from xencolod.process import Process, adopt, files, spawn
 from xencolod.qmp import Qmp, open_qmp
 
-#: After KILL a process ends at once, unless it hangs in the kernel; then it is said every so often.
-_KILL_TIMEOUT = 30.0
 #: Seconds until a QEMU that no descriptor was left for is spoken to again.
 _SHORTAGE = 1.0
 
@@ -106,11 +105,10 @@ class Supervisor:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled; the QEMU goes on then. Started once it is known whether one lives."""
         process = await patiently(self._log, self._adopted)
-        if process:
-            self._take_over(process)
+        launch = self._take_over(process) if process else None
         task_status.started()
-        if process:
-            await self._tend(process, launch_in(self.domid, process.argv), fresh=False)
+        if process and launch:
+            await self._tend(process, launch, fresh=False)
         while True:
             await patiently(self._log, self._go_on)
 
@@ -128,10 +126,12 @@ class Supervisor:
 
     # -- starting --------------------------------------------------------------------------------
 
-    def _take_over(self, process: Process) -> None:
-        self._wanted = launch_in(self.domid, process.argv)
-        emit(self._log, "qemu.adopted", pid=process.pid, role=self._wanted.role.value)
-        self._set(Phase.STARTING, self._wanted, process)
+    def _take_over(self, process: Process) -> Launch:
+        """Want a QEMU that was found as it is; return what it runs with."""
+        launch = self._wanted = launch_in(self.domid, process.argv)
+        emit(self._log, "qemu.adopted", pid=process.pid, role=launch.role.value)
+        self._set(Phase.STARTING, launch, process)
+        return launch
 
     async def _bring_up(self, launch: Launch) -> None:
         config = self._settings.config
@@ -149,8 +149,7 @@ class Supervisor:
             return
         where = files(config, self.domid)
         if process := adopt(where):
-            self._take_over(process)
-            await self._tend(process, launch_in(self.domid, process.argv), fresh=False)
+            await self._tend(process, self._take_over(process), fresh=False)
             return
         self._attempts += 1
         if refused := first_forbidden(image_drivers(launch.drives), config.images.directories):
@@ -162,7 +161,7 @@ class Supervisor:
             if is_exhausted(error):
                 self._attempts -= 1  # it is not this QEMU that is wrong
                 raise
-            self._start_failed(launch, error.strerror or str(error))
+            self._start_failed(launch, f"{error.filename}: {error.strerror}")
             return
         emit(
             self._log,
@@ -206,14 +205,8 @@ class Supervisor:
             while not process.exited:
                 try:
                     async with self._greeted(process) as qmp:
-                        # One that became unwanted meanwhile has run no guest: it is not announced.
-                        if self._wanted == launch:
-                            self._running(process, launch, qmp, fresh=fresh)
-                        fresh = False
-                        await first(process.wait, lambda: self._unwanted(launch), qmp.wait_closed)
-                        self.qmp = None
-                        if not self._is_wanted(launch) and not process.exited:
-                            await self._end(process, launch, qmp)
+                        new, fresh = fresh, False
+                        await self._follow(process, launch, qmp, fresh=new)
                 except QmpError as refusal:
                     self.qmp = None
                     error = str(refusal)
@@ -229,6 +222,16 @@ class Supervisor:
             if not ended:
                 process.release()
         self._ended(process, launch, error, fresh=fresh)
+
+    async def _follow(self, process: Process, launch: Launch, qmp: Qmp, *, fresh: bool) -> None:
+        """Stay with a QEMU that has greeted until it ends or QMP does, and end one that is not wanted."""
+        # One that became unwanted meanwhile has run no guest: it is not announced.
+        if self._wanted == launch:
+            self._running(process, launch, qmp, fresh=fresh)
+        await first(process.wait, lambda: self._unwanted(launch), qmp.wait_closed)
+        self.qmp = None
+        if not self._is_wanted(launch) and not process.exited:
+            await self._end(process, launch, qmp)
 
     def _greeted(self, process: Process) -> AbstractAsyncContextManager[Qmp]:
         timeout = self._settings.config.qemu.start_timeout
@@ -291,14 +294,17 @@ class Supervisor:
                 await self._quit(qmp, qemu.quit_timeout)
                 await process.wait()
                 return
-        for number, name, timeout in ((15, "SIGTERM", qemu.term_timeout), (9, "SIGKILL", None)):
-            emit(self._log, "qemu.signalled", pid=process.pid, signal=name)
-            process.send_signal(number)
-            with trio.move_on_after(timeout if timeout is not None else _KILL_TIMEOUT):
-                await process.wait()
-                return
-        # Killed and still there: it hangs in the kernel. It is never doubled, so it is waited for.
+        self._signal(process, signal.SIGTERM)
+        with trio.move_on_after(qemu.term_timeout):
+            await process.wait()
+            return
+        self._signal(process, signal.SIGKILL)
+        # Without a deadline: killed and still there it hangs in the kernel, and it is never doubled.
         await process.wait()
+
+    def _signal(self, process: Process, number: signal.Signals) -> None:
+        emit(self._log, "qemu.signalled", pid=process.pid, signal=number.name)
+        process.send_signal(number)
 
     async def _quit(self, qmp: Qmp, timeout: float) -> None:
         try:

@@ -108,9 +108,7 @@ async def read_domains(
     :param xen: whether libxl may be the one that runs device models here.
     :raises XenstoreError: xenstored failed.
     """
-    batch = [request for domid in domids for request in domain_requests(domid, own_domid)]
-    answers = await to.spread(batch)
-    heads = {domid: answers[i * _COUNT : (i + 1) * _COUNT] for i, domid in enumerate(domids)}
+    heads = await _heads(to, domids, own_domid)
     places = [
         DevicePaths(domid, devid, own_domid)
         for domid in domids
@@ -124,6 +122,26 @@ async def read_domains(
         domid: _domain(domid, own_domid, head, devices[domid], trusted, ours, xen=xen)
         for domid, head in heads.items()
     }
+
+
+async def read_heads(
+    to: Reads, domids: Sequence[int], own_domid: int, trusted: frozenset[int]
+) -> dict[int, Domain]:
+    """Return what the nodes say of these domains, their devices left out.
+
+    :raises XenstoreError: xenstored failed.
+    """
+    heads = await _heads(to, domids, own_domid)
+    return {
+        domid: _domain(domid, own_domid, head, {}, trusted, {}, xen=False)
+        for domid, head in heads.items()
+    }
+
+
+async def _heads(to: Reads, domids: Sequence[int], own_domid: int) -> dict[int, list[Answer]]:
+    batch = [request for domid in domids for request in domain_requests(domid, own_domid)]
+    answers = await to.spread(batch)
+    return {domid: answers[i * _COUNT : (i + 1) * _COUNT] for i, domid in enumerate(domids)}
 
 
 async def _devids(to: Reads, domid: int, own_domid: int, listings: Sequence[Answer]) -> list[int]:

@@ -10,8 +10,8 @@ _LEFT_OUT: Mapping[Event, str] = {
     Event.QEMU_GONE: "leads from every state to `launching` of the same role",
     Event.REFUSED: "leads from every state but `failing-over` to `failed`",
     Event.SUPERSEDED: "leads from every state of a primary to `failed`",
-    Event.ACTION_FAILED: "leads from `resyncing` and `replicating` to `degraded`, from every other state "
-    "to `failed`",
+    Event.ACTION_FAILED: "leads from `resyncing` and `replicating` to `degraded`, where a primary stays "
+    "then; from every other state to `failed`",
     Event.QEMU_ERROR: "leads from `resyncing` and `replicating` to `degraded`, from `launching` to "
     "`failed`",
 }

@@ -233,19 +233,3 @@ def disk_from_json(value: object) -> Disk:
         raise DiskError(f"not a disk: {error}") from None
     disk.check()
     return disk
-
-
-__all__ = [
-    "COLO_FIELDS",
-    "Backend",
-    "Disk",
-    "Format",
-    "Role",
-    "Specification",
-    "check_export",
-    "check_host",
-    "check_image",
-    "disk_from_json",
-    "disk_to_json",
-    "parse_port",
-]

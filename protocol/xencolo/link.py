@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from xencolo.errors import LinkProtocolError
+from xencolo.record import Uuid
 
 VERSION = 1
 LINE_MAX = 1 << 16
@@ -23,7 +24,6 @@ RefusalKind = Literal["version", "domain", "generation", "disks", "busy", "state
 
 # The session becomes part of an id in QEMU, so nothing else may come in by it.
 Session = Annotated[str, Meta(pattern=r"\A[0-9a-f]{8,64}\Z")]
-Uuid = Annotated[str, Meta(pattern=r"\A[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
 Name = Annotated[str, Meta(pattern=r"\A[^\0]+\Z", max_length=1024)]
 Whole = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Port = Annotated[int, Meta(ge=1, le=(1 << 16) - 1)]
@@ -171,7 +171,7 @@ _OPENING = msgspec.json.Decoder(_AnyOpening)
 _HELLO = msgspec.json.Decoder(_Opened)
 _REQUEST = msgspec.json.Decoder(_Requested)
 _REPLY = msgspec.json.Decoder(_Replied)
-D = TypeVar("D", _AnyOpening, _Opened, _Requested, _Replied)
+_D = TypeVar("_D", _AnyOpening, _Opened, _Requested, _Replied)
 
 
 def refusal(kind: RefusalKind, reason: str, generation: int | None = None) -> Refusal:
@@ -230,7 +230,7 @@ def decode_reply(line: bytes) -> tuple[int, Reply]:
     return found.id, found.message
 
 
-def _decode(decoder: msgspec.json.Decoder[D], line: bytes) -> D:
+def _decode(decoder: msgspec.json.Decoder[_D], line: bytes) -> _D:
     try:
         return decoder.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -405,20 +405,3 @@ def status_values(domid: int, status: DomainStatus) -> dict[str, str]:
         values[f"{base}/device/{devid}/{STATE}"] = state.value
         values[f"{base}/device/{devid}/{ERROR}"] = error
     return {path: value for path, value in values.items() if value}
-
-
-__all__ = [
-    "QEMU_RUNS",
-    "REPLICATION_NODES",
-    "RESTORED_ROLE",
-    "STATE_MEANINGS",
-    "STATUS_NODES",
-    "DeviceState",
-    "DomainState",
-    "DomainStatus",
-    "ReplicationStatus",
-    "Resync",
-    "parse_replication",
-    "parse_role",
-    "status_values",
-]

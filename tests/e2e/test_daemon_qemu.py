@@ -47,6 +47,14 @@ class TestStarts:
         host.published(5)
         assert words not in (host.store.read("/libxl/5/colo/error") or "")
 
+    def test_for_want_of_a_place_name_it(self, host: Host) -> None:
+        """What QEMU prints can't be kept where a file stands in the way."""
+        host.logs.touch()
+        host.start()
+        host.domain(5)
+        host.state(5, "failed")
+        assert f"{host.logs}: " in (host.store.read("/libxl/5/colo/error") or "")
+
     @pytest.mark.parametrize(
         ("wrong", "words"),
         [

@@ -23,7 +23,7 @@ def keys(file: Path) -> None:
     """Make the key file of the hosts that replicate.
 
     Once, on one of them. FILE is /etc/xencolo/keys.pem unless given. It is never overwritten.
-    Copy it to each of the hosts, over a way that nobody listens to, and start or restart the
+    Copy it to each of the hosts, over a way that nobody listens to, and start or reload the
     daemons: who has it can read and write the replicated disks, and who has it not gets no
     connection. It holds for ten years; xencolod's log warns 90 days before the end.
     """

@@ -73,7 +73,7 @@ def resync(
 @click.command(
     epilog=examples(
         "xencolo failover 5 --wait",
-        "xencolo failover 5 --force     # the primary is known to be dead",
+        "xencolo failover 5 --force     # even if no checkpoint was ever taken",
     )
 )
 @_waits

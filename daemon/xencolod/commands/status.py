@@ -5,7 +5,7 @@
 import re
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -146,14 +146,10 @@ async def _status(client: "Client", found: "Found") -> Status:
     )
     values = dict(zip(nodes, await _texts(client, *(f"{base}/{n}" for n in nodes)), strict=True))
     pid = values[names.QEMU_PID]
-    disks = {
-        devid: await _texts(
-            client,
-            f"{base}/device/{devid}/{names.STATE}",
-            f"{base}/device/{devid}/{names.ERROR}",
-        )
-        for devid in numbers(await directory(client, f"{base}/device"), parse_devid)
-    }
+    devids = numbers(await directory(client, f"{base}/device"), parse_devid)
+    told = (names.STATE, names.ERROR)
+    said = await _texts(client, *(f"{base}/device/{d}/{node}" for d in devids for node in told))
+    published = dict(zip(devids, zip(said[::2], said[1::2], strict=True), strict=True))
     return Status(
         domid=found.domid,
         name=found.name,
@@ -165,17 +161,19 @@ async def _status(client: "Client", found: "Found") -> Status:
         replication=names.parse_replication(values),
         command=values[names.COMMAND],
         answer=values[names.ANSWER],
-        disks=tuple(_disk_statuses(found, disks)),
+        disks=tuple(_disk_statuses(found, published)),
     )
 
 
-def _disk_statuses(found: "Found", published: dict[int, list[str | None]]) -> Iterator[DiskStatus]:
+def _disk_statuses(
+    found: "Found", published: Mapping[int, tuple[str | None, str | None]]
+) -> Iterator[DiskStatus]:
     """Join what the nodes say now and what xencolod published; the nodes are newer."""
     from xencolo.status import DeviceState
 
     for device in found.devices:
         devid = device.paths.devid
-        state, error = published.get(devid, [None, None])
+        state, error = published.get(devid, (None, None))
         if device.errors:
             state, error = DeviceState.ERROR, "; ".join(map(str, device.errors))
         yield DiskStatus(devid, vdev_of(device), state, error)

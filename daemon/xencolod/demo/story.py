@@ -30,14 +30,18 @@ def _free_port(addresses: Sequence[str]) -> int:
         with socket.socket() as first:
             first.bind((addresses[0], 0))
             port: int = first.getsockname()[1]
-            try:
-                for address in addresses[1:]:
-                    with socket.socket() as other:
-                        other.bind((address, port))
-            except OSError:
-                continue
-        return port
+            if all(_is_free(address, port) for address in addresses[1:]):
+                return port
     raise DemoError(f"no port is free at all of {', '.join(addresses)}")
+
+
+def _is_free(address: str, port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind((address, port))
+        except OSError:
+            return False
+    return True
 
 
 async def play(folder: Path, stores: Sequence[str]) -> None:
