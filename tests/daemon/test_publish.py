@@ -12,9 +12,10 @@ from tests.rigs import Server
 from xencolo import requests
 from xencolo.disk import Role
 from xencolo.errors import StoreError
+from xencolo.requests import Request
 from xencolo.status import DeviceState, DomainState, DomainStatus
 from xencolod.publish import Publisher
-from xencolod.xenstore import Client, Transaction, demand, directory, open_client, read
+from xencolod.xenstore import Answer, Client, Transaction, demand, directory, open_client, read
 
 T = TypeVar("T")
 
@@ -38,6 +39,9 @@ class Counting(Client):
         self._client = client
         self._disturbed = disturbed
         self.commits = 0
+
+    async def batch(self, batch: Sequence[Request]) -> list[Answer]:
+        return await self._client.batch(batch)
 
     async def transaction(
         self, body: Callable[[Transaction], Awaitable[T]], *, attempts: int = 30
