@@ -2,8 +2,8 @@
 
 Another client, pyxs, commits a COLO disk whose image is missing, and sees that published, without a QEMU.
 A bare pyxs Monitor (``bare.py``) is measured in the same store: it makes the same reads, says the same in the
-same way, and withdraws it. What one that writes a single node takes is told too: each new node costs xenstored
-a walk through the free pieces of its memory, of which there are more the more its store holds.
+same way, and withdraws it. What one that writes a single node takes is told too: a new node costs xenstored a
+walk through the free pieces of its memory, of which there are more the more its store holds.
 """
 
 import statistics
