@@ -44,6 +44,7 @@ def test_the_devices_of_all_domains_are_counted(host: Host) -> None:
 
 
 def test_a_new_disk_does_not_wait_for_those_that_miss_their_images(host: Host) -> None:
+    host.arguments = ["--debug"]
     host.start()
     for domid in range(1, 6):
         host.domain(domid, make=False)
