@@ -164,6 +164,47 @@ async def test_what_somebody_removed_is_said_again(xenstored: Server) -> None:
         assert await read(client, f"{ERRORS}/1/{DEVID}/error") == b"another"
 
 
+class Forgetting(Counting):
+    """A client in which somebody overwrites a node, and all is forgotten, at one moment of a publication."""
+
+    def __init__(self, client: Client, moment: int) -> None:
+        super().__init__(client)
+        self._moment = moment
+        self.publisher = Publisher(self, 0)
+
+    async def batch(self, batch: Sequence[Request]) -> list[Answer]:
+        answers = await super().batch(batch)
+        await self._passed()
+        return answers
+
+    async def transaction(
+        self, body: Callable[[Transaction], Awaitable[T]], *, attempts: int = 30
+    ) -> T:
+        value = await super().transaction(body, attempts=attempts)
+        await self._passed()
+        return value
+
+    async def _passed(self) -> None:
+        self._moment -= 1
+        if self._moment == 0:
+            await demand(self._client, [requests.write("/libxl/1/colo/role-in-force", "none")])
+            self.publisher.forget()
+
+
+@pytest.mark.parametrize("moment", [1, 2, 3])
+async def test_what_is_forgotten_while_it_is_said_is_said_again(
+    xenstored: Server, moment: int
+) -> None:
+    """Both parts of what stands are read, and the difference is written: after each of these."""
+    async with domains(xenstored, [1]) as client:
+        await publish_all(Publisher(client, 0), {1: status()})
+        forgetting = Forgetting(client, moment)
+        for error in ("no image", "no image"):
+            outcomes = await publish_all(forgetting.publisher, {1: status(error)})
+            assert outcomes == {1: True}
+        assert await read(client, "/libxl/1/colo/role-in-force") == b"primary"
+
+
 @pytest.mark.parametrize("theirs", ["77", "78"])
 async def test_the_device_model_of_somebody_else_stays(xenstored: Server, theirs: str) -> None:
     async with domains(xenstored, [1]) as client:
