@@ -12,6 +12,7 @@ from xencolo.replication import Event
 from xencolo.status import DomainState
 from xencolod.listener import Peer
 from xencolod.log import emit
+from xencolod.occurrences import Occurrence
 
 if TYPE_CHECKING:
     from xencolod.replicator import Replicator
@@ -141,9 +142,9 @@ class Answering:
     async def _agree(self, hello: link.Hello) -> None:
         """Go on with the session that both sides are in, if QEMU has no complaint."""
         performer = self._performer
-        may = may_agree(self._owner.place, performer.session, hello.session)
+        may = may_agree(self._owner.place, performer.known, performer.session, hello.session)
         if may and self._owner.accepted and await self._is_sound():
-            await self._owner.push(Event.PEER_AGREES).outcome()
+            await self._asked(Event.PEER_AGREES)
 
     async def _is_sound(self) -> bool:
         """Whether QEMU has no complaint; one that hangs has, and a new session will replace it."""
@@ -162,7 +163,7 @@ class Answering:
         def begin() -> None:
             performer.session = request.session
 
-        await owner.push(Event.PEER_PREPARES, begin=begin).outcome()
+        await self._asked(Event.PEER_PREPARES, begin)
         # Where it was may not be where it is, when its turn has come.
         if not is_prepared(owner.place):
             return refusal("busy", "its QEMU is being started anew for the new session")
@@ -171,21 +172,30 @@ class Answering:
     async def _start(self, request: link.Start) -> link.Reply:
         if refused := self._other_session(request.session):
             return refused
-        await self._owner.push(Event.PEER_STARTS).outcome()
+        await self._asked(Event.PEER_STARTS)
         return link.Done()
 
     async def _checkpoint(self, request: link.Checkpoint) -> link.Reply:
         if refused := self._other_session(request.session):
             return refused
         self._performer.number = request.number
-        await self._owner.push(Event.PEER_CHECKPOINTS).outcome()
+        await self._asked(Event.PEER_CHECKPOINTS)
         return link.Done()
 
     async def _detach(self, request: link.Detach) -> link.Reply:
         if refused := self._other_session(request.session):
             return refused
-        await self._owner.push(Event.PEER_DETACHES).outcome()
+        await self._asked(Event.PEER_DETACHES)
         return link.Done()
+
+    async def _asked(self, event: Event, begin: Callable[[], None] = lambda: None) -> None:
+        """Have the table deal with what the peer asked, unless the peer has gone by then.
+
+        :raises XencoloError: it came to nothing.
+        """
+        peer = self._peer
+        occurrence = Occurrence(event, begin=begin, void=lambda: self._peer is not peer)
+        await self._owner.queue(occurrence).outcome()
 
     def _other_session(self, session: str) -> Refusal | None:
         if session == self._performer.session:

@@ -11,7 +11,15 @@ import trio
 
 from xencolo.disk import Role
 from xencolo.errors import LinkClosed, LinkError, UnexpectedEvent, XencoloError
-from xencolo.observed import forbidden, hangs_up, is_moot, needs_fencing, still, supersedes
+from xencolo.observed import (
+    forbidden,
+    hangs_up,
+    is_moot,
+    minds_bypass,
+    needs_fencing,
+    still,
+    supersedes,
+)
 from xencolo.plan import Domain, Launch
 from xencolo.qmp import Event as QmpEvent
 from xencolo.replication import Action, Event, Place, Step, step
@@ -30,15 +38,6 @@ _S = DomainState
 
 #: Where the domain is alone: a link that led nowhere is given up, and tried again later.
 _ALONE = {_S.STANDALONE, _S.DEGRADED, _S.PROMOTED, _S.LAUNCHING, _S.FAILED}
-#: Where a primary writes, or is about to write, to a secondary, and where that says so.
-_CAN_BE_BYPASSED = {
-    *(
-        Place(Role.PRIMARY, state)
-        for state in (_S.STANDALONE, _S.PROMOTED, _S.RESYNCING, _S.REPLICATING)
-    ),
-    Place(Role.SECONDARY, _S.REPLICATING),
-}
-_SUSPENDED = Place(Role.PRIMARY, _S.DEGRADED)
 #: What the reconciler says of a domain whose replication has more to say.
 _COVERED = {_S.RUNNING, _S.LAUNCHING}
 
@@ -140,14 +139,13 @@ class Replicator:
             self.push(Event.ACCEPTED)
         if seen.bypassed and (before is None or before.bypassed != seen.bypassed):
             emit(self.log, "replication.bypassed", vdevs=list(seen.bypassed))
-        if seen.bypassed and self._can_be_bypassed:
+        if seen.bypassed and minds_bypass(
+            self.place,
+            self.performer.record,
+            session=self.performer.session is not None,
+            linked=self.answering.peer is not None,
+        ):
             self.push(Event.BYPASSED, _bypassed(seen.bypassed))
-
-    @property
-    def _can_be_bypassed(self) -> bool:
-        """Whether a write past the quorum matters: a session that was suspended must not go on after it."""
-        suspended = self.place == _SUSPENDED and self.performer.session is not None
-        return suspended or self.place in _CAN_BE_BYPASSED
 
     def _demote(self, seen: Seen) -> None:
         """Replace the QEMU of a promoted domain that the operator makes a secondary again.
@@ -218,7 +216,10 @@ class Replicator:
         self, event: Event, error: str | None = None, begin: Callable[[], None] = lambda: None
     ) -> Occurrence:
         """Queue an event; nothing is awaited."""
-        occurrence = Occurrence(event, error, begin)
+        return self.queue(Occurrence(event, error, begin))
+
+    def queue(self, occurrence: Occurrence) -> Occurrence:
+        """Queue an event that has more to it."""
         self._queue.add(occurrence)
         return occurrence
 
@@ -266,7 +267,7 @@ class Replicator:
             linked = self.performer.link is not None
             occurrence.event = still(occurrence.event, self.performer.record, linked=linked)
         event = occurrence.event
-        if is_moot(before, event):
+        if is_moot(before, event) or occurrence.void():
             occurrence.finish()
             return False
         try:

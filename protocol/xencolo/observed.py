@@ -124,10 +124,27 @@ def still(event: Event, record: Record | None, *, linked: bool) -> Event:
     return Event.PEER_LOST if over else event
 
 
-def may_agree(place: Place, session: str | None, theirs: str | None) -> bool:
-    """Return whether a secondary may go on with the session that its primary names."""
+def may_agree(place: Place, record: Record, session: str | None, theirs: str | None) -> bool:
+    """Return whether a secondary may go on with the session that its primary names.
+
+    Not once its disks were written to past it: they hold no checkpoint then, and get none in this session.
+    """
     same = session is not None and session == theirs
-    return same and place in {_IN_FORCE, _SUSPENDED}
+    return same and record.in_sync and place in {_IN_FORCE, _SUSPENDED}
+
+
+def minds_bypass(place: Place, record: Record | None, *, session: bool, linked: bool) -> bool:
+    """Return whether a write past QEMU matters: where disks are replicated, or about to be.
+
+    :param session: this side is in one: suspended, it must not go on after such a write.
+    :param linked: a primary speaks to this secondary, and may be copying its disks.
+    """
+    role, state = place
+    if role is Role.PRIMARY:
+        return state in _WRITES or (state is State.DEGRADED and session)
+    if state is State.LISTENING:
+        return linked
+    return record is not None and record.in_sync and state is not State.FAILING_OVER
 
 
 def is_prepared(place: Place) -> bool:
@@ -151,6 +168,8 @@ def hangs_up(event: Event) -> bool:
     return event in _BY_ITSELF
 
 
+#: States of a primary that writes, or is about to write, to a secondary.
+_WRITES = {State.STANDALONE, State.PROMOTED, State.RESYNCING, State.REPLICATING}
 _IN_FORCE = Place(Role.SECONDARY, State.REPLICATING)
 _BEGINNING = Place(Role.SECONDARY, State.LAUNCHING)
 _SUSPENDED = Place(Role.SECONDARY, State.DEGRADED)

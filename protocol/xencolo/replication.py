@@ -235,8 +235,6 @@ def _primary_rows() -> Iterator[tuple[Key, Step]]:
     # It was so where it was seen; where it matters it is seen again.
     for state in (_S.LAUNCHING, _S.FAILED):
         yield _row(_P, state, _E.BYPASSED, then=state)
-    for state in (_S.LAUNCHING, _S.DEGRADED, _S.FAILED):
-        yield _row(_Q, state, _E.BYPASSED, then=state)
     for event in (_E.ACCEPTED, _E.RETRY):
         yield _row(_P, _S.FAILED, event, then=_S.LAUNCHING)
     for event in (_E.ACTION_FAILED, _E.PEER_LOST, _E.PEER_SILENT):
@@ -284,8 +282,16 @@ def _secondary_rows() -> Iterator[tuple[Key, Step]]:
         _Q, _S.REPLICATING, _E.PEER_CHECKPOINTS, _A.CHECK, _A.CHECKPOINT, then=_S.REPLICATING
     )
     yield _row(_Q, _S.REPLICATING, _E.PEER_AGREES, then=_S.REPLICATING)
-    for event in (_E.ACTION_FAILED, _E.QEMU_ERROR, _E.BYPASSED):
+    for event in (_E.ACTION_FAILED, _E.QEMU_ERROR):
         yield _row(_Q, _S.REPLICATING, event, then=_S.DEGRADED)
+    # Its own guest has written into the secondary disk itself: what was the checkpoint there is none now.
+    yield _row(
+        *(_Q, _S.REPLICATING, _E.BYPASSED, _A.RECORD_STALE), during=_S.DEGRADED, then=_S.DEGRADED
+    )
+    for state in (_S.LAUNCHING, _S.DEGRADED, _S.FAILED):
+        yield _row(_Q, state, _E.BYPASSED, _A.RECORD_STALE, then=state)
+    # It hangs up, which ends the copying that its guest has written into.
+    yield _row(_Q, _S.LISTENING, _E.BYPASSED, then=_S.LISTENING)
     yield _row(_Q, _S.DEGRADED, _E.PEER_AGREES, then=_S.REPLICATING)
     yield _row(_Q, _S.DEGRADED, _E.ACTION_FAILED, then=_S.FAILED)
     for state in (_S.REPLICATING, _S.DEGRADED):
@@ -301,6 +307,7 @@ def _secondary_rows() -> Iterator[tuple[Key, Step]]:
 
     # The record says that it is unfinished: QEMU is looked at again and the rest is done.
     yield _row(_Q, _S.FAILING_OVER, _E.ACTION_FAILED, then=_S.FAILED)
+    yield _row(_Q, _S.FAILED, _E.ACTION_FAILED, then=_S.FAILED)
 
     for event in (_E.ACCEPTED, _E.RETRY):
         yield _row(_Q, _S.FAILED, event, then=_S.LAUNCHING)

@@ -229,12 +229,32 @@ def test_a_secondary_replicates(two: list[Member]) -> None:
     a.kill()
     b.stop()
     rewrite(b, in_sync=False)
-    a.start()
+    mark = b.mark()
     b.start()
-    for member in two:
-        member.is_("replicating")
+    b.is_("degraded")
     assert b.command("failover").startswith("failover failed: ")
-    assert b.command("failover force") == "failover done generation 2"
+    a.start()
+    again(mark)
+    assert a.colo("session") != session, "what holds no checkpoint gets none in the old session"
+
+    a.kill()
+    b.is_("degraded")
+    b.stop()
+    end(b.qemu(DOMID))
+    b.start()
+    b.is_("listening")
+    caller = Caller(b)
+    caller.hello()
+    caller("prepare", session=SESSION, assume_equal=False)
+    with frozen(b.qemu(DOMID)):
+        caller.send("start", session=SESSION)
+        b.walks("secondary listening peer-starts", since=b.mark() - 1)
+        b.order("failover force")
+        b.event("command.taken", command="failover force")
+    assert b.answer("failover") == "failover done generation 2"
+    b.walks("secondary replicating force-failover")
+    caller.close()
+    a.start()
     a.is_("failed")
     a.says("another host is the primary of generation 2")
     b.is_("promoted")

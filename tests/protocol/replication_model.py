@@ -24,6 +24,7 @@ from xencolo.observed import (
     is_superseded,
     may_agree,
     met,
+    minds_bypass,
     rejection,
     still,
     supersedes,
@@ -126,6 +127,8 @@ class Host:
     saved: Record | None = None
     nodes_accept: bool = True
     bypassed: bool = False
+    #: The secondary disk has what its own guest wrote past QEMU.
+    spoilt: bool = False
 
     # -- what outlives a daemon ---------------------------------------------------------------------
 
@@ -199,13 +202,14 @@ class Host:
             daemon.push(forbidden(daemon.record))
         elif was and not daemon.refused and daemon.place.state is State.FAILED:
             daemon.push(Event.ACCEPTED)
-        can_be = {
-            *((Role.PRIMARY, state) for state in (State.STANDALONE, State.RESYNCING)),
-            *((role, State.REPLICATING) for role in (Role.PRIMARY, Role.SECONDARY)),
-        }
-        suspended = daemon.place == (Role.PRIMARY, State.DEGRADED) and daemon.session is not None
-        if self.bypassed and (suspended or daemon.place in can_be):
+        if self.bypassed and minds_bypass(
+            daemon.place,
+            daemon.record,
+            session=daemon.session is not None,
+            linked=bool(daemon.peer and daemon.peer.daemon),
+        ):
             daemon.push(Event.BYPASSED)
+        self.spoilt |= self.bypassed
 
     def reconcile(self) -> None:
         """End a QEMU that runs with the drives of a role that the operator has taken from it."""
@@ -431,9 +435,9 @@ class Host:
             daemon.peer.daemon.link = None
             daemon.peer.daemon.push(Event.PEER_LOST)
         daemon.peer, daemon.heard_hello = caller, caller.record.generation
-        may = may_agree(daemon.place, daemon.session, caller.daemon.session)
+        may = may_agree(daemon.place, self.record, daemon.session, caller.daemon.session)
         if may and daemon.qmp and not self._fault(daemon.qmp):
-            self.told(Event.PEER_AGREES)
+            self.told(Event.PEER_AGREES, caller)
         return Welcome(
             generation=self.record.generation,
             state=daemon.place.state.value,
@@ -444,7 +448,7 @@ class Host:
             encrypted=True,
         )
 
-    def told(self, event: Event, begin: Callable[[], None] = lambda: None) -> None:
+    def told(self, event: Event, caller: "Host", begin: Callable[[], None] = lambda: None) -> None:
         """Have an event from the peer dealt with, after those before it."""
         daemon = self.daemon
         assert daemon
@@ -452,6 +456,8 @@ class Host:
             self.process()
             if self.daemon is not daemon:
                 raise LinkDown
+        if daemon.peer is not caller:
+            raise LinkDown
         daemon.push(event, begin)
         done = self.process()
         if self.daemon is not daemon:
@@ -469,13 +475,13 @@ class Host:
         if event is Event.PEER_PREPARES:
             if not is_prepared(other.place) and other.place.state not in IN_SESSION:
                 raise Refused("busy", None)
-            peer.told(event, lambda: setattr(other, "session", session))
+            peer.told(event, self, lambda: setattr(other, "session", session))
             if not is_prepared(other.place):
                 raise Refused("busy", None)
         elif other.session != session:
             raise Refused("state", None)
         else:
-            peer.told(event)
+            peer.told(event, self)
         if daemon.link is not peer:
             raise LinkDown
 
@@ -545,6 +551,7 @@ class Host:
             raise Fault
         assert not qemu.target.host.record.in_sync, "overwritten while it counts as a checkpoint"
         qemu.mirroring, qemu.target.host.raw = True, MIXED
+        qemu.target.host.spoilt = qemu.target.host.bypassed
 
     def _finish_mirror(self, _: Daemon, qemu: Qemu) -> None:
         if not qemu.mirroring or not qemu.connected or not qemu.target:

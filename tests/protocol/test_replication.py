@@ -22,6 +22,7 @@ from xencolo.observed import (
     is_prepared,
     may_agree,
     met,
+    minds_bypass,
     needs_fencing,
     rejection,
     still,
@@ -363,9 +364,33 @@ def test_what_is_for_certain_places_only() -> None:
     fencing = {(place, event) for place in PLACES for event in Event if needs_fencing(place, event)}
     assert fencing == {(Place(Q, State.DEGRADED), event) for event in lost}
     assert {place for place in PLACES if is_prepared(place)} == {Place(Q, State.LISTENING)}
-    agreeing = {place for place in PLACES if may_agree(place, "s", "s")}
+    sound, spoilt = _record(role=Q, in_sync=True), _record(role=Q)
+    agreeing = {place for place in PLACES if may_agree(place, sound, "s", "s")}
     assert agreeing == {Place(Q, State.DEGRADED), Place(Q, State.REPLICATING)}
-    assert not any(may_agree(p, *pair) for p in PLACES for pair in ((None, None), ("s", "t")))
+    others = ((None, None), ("s", "t"))
+    assert not any(may_agree(p, sound, *pair) for p in PLACES for pair in others)
+    assert not any(may_agree(place, spoilt, "s", "s") for place in PLACES)
+
+
+@pytest.mark.parametrize("place", PLACES, ids=" ".join)
+def test_where_a_bypass_matters(place: Place) -> None:
+    sound, spoilt = _record(role=Q, in_sync=True), _record(role=Q)
+    suspended = {
+        record: minds_bypass(place, record, session=True, linked=False)
+        for record in (None, spoilt, sound)
+    }
+    if place.role is P:
+        matters = place.state not in {State.LAUNCHING, State.FAILED}
+        assert set(suspended.values()) == {matters}
+        alone = matters and place.state is not State.DEGRADED
+        assert minds_bypass(place, sound, session=False, linked=False) is alone
+    else:
+        holds = place.state not in {State.LISTENING, State.FAILING_OVER}
+        assert suspended == {None: False, spoilt: False, sound: holds}
+        linked = minds_bypass(place, spoilt, session=True, linked=True)
+        assert linked is (place.state is State.LISTENING)
+    if any(minds_bypass(place, sound, session=s, linked=s) for s in (True, False)):
+        assert Event.BYPASSED in expected(place)
     assert {event for event in Event if hangs_up(event)} >= set(FAILOVERS)
 
 
@@ -647,6 +672,15 @@ class Hosts(RuleBasedStateMachine):
                 assert daemon.link
                 assert daemon.link.daemon
                 assert daemon.link.daemon.session == daemon.session
+
+    @invariant()
+    def what_a_guest_has_written_into_is_no_checkpoint(self) -> None:
+        for host in self.world.hosts:
+            daemon = host.daemon
+            at_rest = daemon and not daemon.queue and not daemon.incomplete
+            if at_rest and host.spoilt and daemon and daemon.record and host.record.role is Q:
+                assert not host.record.in_sync
+                assert daemon.place.state is not State.REPLICATING
 
     @invariant()
     def guests_run_again(self) -> None:
