@@ -7,7 +7,7 @@ from xencolo import link
 from xencolo.disk import Role
 from xencolo.errors import QmpClosed, UnexpectedEvent, XencoloError
 from xencolo.link import Refusal, refusal
-from xencolo.observed import is_prepared, may_agree, rejection
+from xencolo.observed import is_prepared, is_stranger, may_agree, rejection
 from xencolo.replication import Event
 from xencolo.status import DomainState
 from xencolod.listener import Peer
@@ -25,6 +25,12 @@ _REJECTIONS: Mapping[link.RefusalKind, str] = {
     "state": "the domain is a primary here too, of generation {0}: say which one is to be the secondary "
     "(xencolo role {1} secondary)",
 }
+#: To fill in: the domid here.
+_STRANGER = (
+    "the disks there hold the last checkpoint of a primary, and this one has never replicated: take over "
+    "with what they hold (on that host: xencolo failover {0}), or give it up (destroy domain {0} there, and "
+    "create it again)"
+)
 
 
 class Answering:
@@ -117,6 +123,8 @@ class Answering:
         why = kind and _REJECTIONS[kind].format(record.generation, owner.domid)
         if kind and why:
             return refusal(kind, why, record.generation)
+        if is_stranger(record, hello):
+            return refusal("state", _STRANGER.format(owner.domid))
         if not owner.accepted:
             return refusal("busy", f"it may not replicate here: {owner.error or owner.refusal}")
         return None

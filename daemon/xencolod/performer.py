@@ -125,11 +125,12 @@ class Performer(Group):
         await self.primary.finish_mirror()
 
     async def _start_peer(self) -> None:
+        self.assume_equal = False  # from here on they may differ
+        # Before the secondary records that it holds a checkpoint of this primary.
+        await self.save(diverged=True)
         await self.ask(peer.Start(self._session()))
 
     async def _attach(self) -> None:
-        self.assume_equal = False  # from here on they may differ
-        await self.save(diverged=True)
         await self.primary.attach()
 
     async def _checkpoint_peer(self) -> None:

@@ -159,6 +159,7 @@ class Reach:
                 name=record.name,
                 generation=record.generation,
                 session=performer.session,
+                diverged=record.diverged,
                 disks=await performer.infos(),
             )
         )

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Literal
 
 from xencolo.disk import Role
-from xencolo.link import Welcome
+from xencolo.link import Hello, Welcome
 from xencolo.record import Record
 from xencolo.replication import Event, Place
 from xencolo.status import DomainState as State
@@ -66,6 +66,14 @@ def rejection(record: Record, generation: int) -> Literal["generation", "state"]
     if generation < record.generation or record.unfinished:
         return "generation"
     return "state" if record.role is Role.PRIMARY else None
+
+
+def is_stranger(record: Record, hello: Hello) -> bool:
+    """Return whether a primary is not the one whose checkpoint a secondary holds: it has never replicated.
+
+    So it is where a lost host was built anew, with the nodes of before and empty disks.
+    """
+    return record.in_sync and not hello.diverged
 
 
 def forbidden(record: Record | None) -> Event:

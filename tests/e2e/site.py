@@ -102,7 +102,8 @@ class Caller:
 
     def hello(self, generation: int = 1, session: str | None = None, **changed: Any) -> Any:
         """Say hello for the domain that all tests have."""
-        fields = {"version": 1, "uuid": UUID, "name": "web", "generation": generation}
+        fields = {"version": 2, "uuid": UUID, "name": "web", "generation": generation}
+        fields["diverged"] = True
         return self("hello", **(fields | {"session": session, "disks": INFOS} | changed))
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -13,13 +14,14 @@ from tests.protocol.replication_model import FAULTS, Host, World
 from xencolo.diagram import EVENT_MEANINGS, diagram
 from xencolo.disk import Role
 from xencolo.errors import UnexpectedEvent
-from xencolo.link import Welcome
+from xencolo.link import Hello, Welcome
 from xencolo.observed import (
     Attachment,
     Service,
     found,
     hangs_up,
     is_prepared,
+    is_stranger,
     may_agree,
     met,
     minds_bypass,
@@ -339,6 +341,22 @@ def test_met(
 )
 def test_rejection(fields: dict[str, Any], generation: int, kind: str | None) -> None:
     assert rejection(_record(**fields), generation) == kind
+
+
+@pytest.mark.parametrize(
+    ("fields", "diverged", "stranger"),
+    [
+        ({"in_sync": True}, False, True),
+        ({"in_sync": True}, True, False),
+        ({}, False, False),
+    ],
+)
+def test_who_has_never_replicated_is_not_whose_checkpoint_this_is(
+    fields: dict[str, Any], diverged: bool, stranger: bool
+) -> None:
+    hello = Hello(uuid="0" * 8 + "-0000-0000-0000-" + "0" * 12, name="g", generation=2)
+    hello = msgspec.structs.replace(hello, diverged=diverged)
+    assert is_stranger(_record(role=Q, **fields), hello) is stranger
 
 
 @pytest.mark.parametrize(
