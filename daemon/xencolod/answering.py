@@ -12,7 +12,6 @@ from xencolo.replication import Event
 from xencolo.status import DomainState
 from xencolod.listener import Peer
 from xencolod.log import emit
-from xencolod.occurrences import Occurrence
 
 if TYPE_CHECKING:
     from xencolod.replicator import Replicator
@@ -202,8 +201,8 @@ class Answering:
         :raises XencoloError: it came to nothing.
         """
         peer = self._peer
-        occurrence = Occurrence(event, begin=begin, void=lambda: self._peer is not peer)
-        await self._owner.queue(occurrence).outcome()
+        asked = self._owner.push(event, begin=begin, void=lambda: self._peer is not peer)
+        await asked.outcome()
 
     def _other_session(self, session: str) -> Refusal | None:
         if session == self._performer.session:

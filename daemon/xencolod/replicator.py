@@ -213,13 +213,14 @@ class Replicator:
     # -- events --------------------------------------------------------------------------------------
 
     def push(
-        self, event: Event, error: str | None = None, begin: Callable[[], None] = lambda: None
+        self,
+        event: Event,
+        error: str | None = None,
+        begin: Callable[[], None] = lambda: None,
+        void: Callable[[], bool] = lambda: False,
     ) -> Occurrence:
         """Queue an event; nothing is awaited."""
-        return self.queue(Occurrence(event, error, begin))
-
-    def queue(self, occurrence: Occurrence) -> Occurrence:
-        """Queue an event that has more to it."""
+        occurrence = Occurrence(event, error, begin, void)
         self._queue.add(occurrence)
         return occurrence
 
@@ -264,8 +265,7 @@ class Replicator:
         """Do what the table says; return whether it says anything and was done."""
         before = role, state = self.place
         if role is Role.PRIMARY:
-            linked = self.performer.link is not None
-            occurrence.event = still(occurrence.event, self.performer.record, linked=linked)
+            occurrence.event = still(occurrence.event, self.performer.record)
         event = occurrence.event
         if is_moot(before, event) or occurrence.void():
             occurrence.finish()

@@ -121,15 +121,9 @@ def is_moot(place: Place, event: Event) -> bool:
     return place == _BEGINNING and event in {Event.PEER_LOST, Event.PEER_SILENT}
 
 
-def still(event: Event, record: Record | None, *, linked: bool) -> Event:
-    """Return what an event means to a primary when its turn has come.
-
-    No welcome outlives its link; and what is refused may have been superseded since.
-    """
-    if event is Event.REFUSED:
-        return forbidden(record)
-    over = event in {Event.PEER_AGREES, Event.PEER_EQUAL, Event.PEER_READY} and not linked
-    return Event.PEER_LOST if over else event
+def still(event: Event, record: Record | None) -> Event:
+    """Return what an event means to a primary when its turn has come: it may have been superseded since."""
+    return forbidden(record) if event is Event.REFUSED else event
 
 
 def may_agree(place: Place, record: Record, session: str | None, theirs: str | None) -> bool:

@@ -7,6 +7,7 @@ from :mod:`xencolo.observed`, as in the daemon; what it does is the abstraction 
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
@@ -95,15 +96,22 @@ class Qemu:
         return Service.SERVING if self.serving else Service.FRESH
 
 
+class Waiting(NamedTuple):
+    event: Event
+    begin: Callable[[], None] = lambda: None
+    void: Callable[[], bool] = lambda: False
+
+
 @dataclass(eq=False)
 class Daemon:
     place: Place
-    queue: deque[tuple[Event, Callable[[], None]]] = field(default_factory=deque)
+    queue: deque["Waiting"] = field(default_factory=deque)
     record: Record | None = None
     qmp: Qemu | None = None
     session: str | None = None
     ended: str | None = None
     link: "Host | None" = None
+    connection: int = 0
     peer: "Host | None" = None
     heard: int | None = None
     heard_hello: int | None = None
@@ -111,8 +119,13 @@ class Daemon:
     incomplete: bool = False
     lost: bool = False
 
-    def push(self, event: Event, begin: Callable[[], None] = lambda: None) -> None:
-        self.queue.append((event, begin))
+    def push(
+        self,
+        event: Event,
+        begin: Callable[[], None] = lambda: None,
+        void: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.queue.append(Waiting(event, begin, void))
 
 
 @dataclass(eq=False)
@@ -307,11 +320,11 @@ class Host:
         """Take one event; return whether it was done whole."""
         daemon = self.daemon
         assert daemon
-        event, begin = daemon.queue.popleft()
+        event, begin, void = daemon.queue.popleft()
         before = daemon.place
         if before.role is Role.PRIMARY:
-            event = still(event, daemon.record, linked=daemon.link is not None)
-        if is_moot(before, event):
+            event = still(event, daemon.record)
+        if is_moot(before, event) or void():
             return False
         try:
             todo = step(before, event)
@@ -352,7 +365,7 @@ class Host:
             what = Event.PEER_LOST if gone else Event.ACTION_FAILED
             if isinstance(fault, LinkDown | Refused):
                 daemon.link = None
-        daemon.queue.appendleft((what, lambda: None))
+        daemon.queue.appendleft(Waiting(what))
         return False
 
     def drain(self) -> None:
@@ -410,7 +423,10 @@ class Host:
         assert peer.record.role is Role.SECONDARY, "a primary is welcome to a primary"
         if self.daemon is daemon and peer.daemon:
             daemon.link, daemon.lost = peer, False
-            daemon.push(met(daemon.session, welcome, equal=equal and peer.raw == self.raw))
+            # Each connection is another one, to the same host too.
+            daemon.connection = connection = self.world.next_number()
+            means = met(daemon.session, welcome, equal=equal and peer.raw == self.raw)
+            daemon.push(means, void=lambda: daemon.link is None or daemon.connection != connection)
 
     def superseded(self, generation: int) -> None:
         daemon = self.daemon

@@ -360,21 +360,17 @@ def test_who_has_never_replicated_is_not_whose_checkpoint_this_is(
 
 
 @pytest.mark.parametrize(
-    ("event", "fields", "linked", "means"),
+    ("event", "fields", "means"),
     [
-        (Event.PEER_AGREES, {}, True, Event.PEER_AGREES),
-        (Event.PEER_AGREES, {}, False, Event.PEER_LOST),
-        (Event.PEER_READY, {}, False, Event.PEER_LOST),
-        (Event.PEER_EQUAL, {}, False, Event.PEER_LOST),
-        (Event.CHECKPOINT, {}, False, Event.CHECKPOINT),
-        (Event.REFUSED, {}, False, Event.REFUSED),
-        (Event.REFUSED, {"superseded_by": 3}, True, Event.SUPERSEDED),
+        (Event.PEER_AGREES, {}, Event.PEER_AGREES),
+        (Event.REFUSED, {}, Event.REFUSED),
+        (Event.REFUSED, {"superseded_by": 3}, Event.SUPERSEDED),
     ],
 )
 def test_what_an_event_still_means_when_its_turn_has_come(
-    event: Event, fields: dict[str, Any], linked: bool, means: Event
+    event: Event, fields: dict[str, Any], means: Event
 ) -> None:
-    assert still(event, _record(**fields), linked=linked) is means
+    assert still(event, _record(**fields)) is means
 
 
 def test_what_is_for_certain_places_only() -> None:
@@ -712,6 +708,17 @@ class Hosts(RuleBasedStateMachine):
     def teardown(self) -> None:
         world = copy.deepcopy(self.world)
         assert recover(world), [(h.index, h.node, h.saved, h.daemon, h.qemu) for h in world.hosts]
+
+
+def test_a_welcome_means_nothing_on_another_link() -> None:
+    """One waits to be dealt with when the operator names another host, which welcomes too."""
+    hosts = Hosts()
+    hosts.begin(8)
+    hosts.break_in_the_middle(index=0, command="checkpoint", left=0, kind="action", quiet=1)
+    hosts.reach(index=0, equal=False)
+    hosts.resync(index=0, other=2)
+    hosts.reach(index=0, equal=False)
+    hosts.teardown()
 
 
 Hosts.TestCase.settings = settings(
