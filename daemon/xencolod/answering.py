@@ -185,8 +185,11 @@ class Answering:
     async def _checkpoint(self, request: link.Checkpoint) -> link.Reply:
         if refused := self._other_session(request.session):
             return refused
-        self._performer.number = request.number
-        await self._asked(Event.PEER_CHECKPOINTS)
+
+        def begin() -> None:
+            self._performer.asked_number = request.number
+
+        await self._asked(Event.PEER_CHECKPOINTS, begin)
         return link.Done()
 
     async def _detach(self, request: link.Detach) -> link.Reply:

@@ -97,7 +97,7 @@ class Performer(Group):
 
     async def _checkpoint(self) -> None:
         await self.either.checkpoint()
-        self.checkpoint_time = int(time.time())
+        self.number, self.checkpoint_time = self.asked_number, int(time.time())
 
     # -- primary -----------------------------------------------------------------------------------
 
@@ -134,8 +134,8 @@ class Performer(Group):
         await self.primary.attach()
 
     async def _checkpoint_peer(self) -> None:
-        self.number += 1
-        await self.ask(peer.Checkpoint(self._session(), self.number))
+        self.asked_number = self.number + 1
+        await self.ask(peer.Checkpoint(self._session(), self.asked_number))
 
     async def _release_peer(self) -> None:
         """Tell the peer, if it can be told: else it sees by itself that its primary has gone."""

@@ -22,7 +22,7 @@ from xencolo.observed import (
 )
 from xencolo.plan import Domain, Launch
 from xencolo.qmp import Event as QmpEvent
-from xencolo.replication import Action, Event, Place, Step, step
+from xencolo.replication import Action, Event, Place, Step, failure, step
 from xencolo.status import DomainState, DomainStatus, ReplicationStatus
 from xencolod.answering import Answering
 from xencolod.fencing import fence
@@ -333,8 +333,7 @@ class Replicator:
         if self.performer.lost_qemu:
             self.qemu_lost()
             return
-        gone = isinstance(error, LinkClosed) and self.place.role is Role.PRIMARY
-        what = Event.PEER_LOST if gone else Event.ACTION_FAILED
+        what = failure(self.place.role, action, closed=isinstance(error, LinkClosed))
         self._queue.put_first(Occurrence(what, str(error)))
         if isinstance(error, LinkError):
             self.reach.hang_up()

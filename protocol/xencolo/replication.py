@@ -220,7 +220,7 @@ def _primary_rows() -> Iterator[tuple[Key, Step]]:
         *(_A.CHECKPOINT_PEER, _A.CHECKPOINT, _A.RESUME),
         then=_S.REPLICATING,
     )
-    # It may come in the middle of a checkpoint, with the guest paused.
+    # It may come in the middle of a checkpoint that the peer was not asked for yet, with the guest paused.
     yield _row(_P, _S.REPLICATING, _E.PEER_LOST, _A.RESUME, during=_S.DEGRADED, then=_S.DEGRADED)
     for event in (_E.ACTION_FAILED, _E.QEMU_ERROR, _E.PEER_SILENT, _E.BYPASSED):
         yield _row(_P, _S.REPLICATING, event, *_CLEAN_UP, during=_S.DEGRADED, then=_S.DEGRADED)
@@ -330,6 +330,18 @@ def step(place: Place, event: Event) -> Step:
 def expected(place: Place) -> frozenset[Event]:
     """Return the events that a state expects."""
     return frozenset(event for role, state, event in TABLE if (role, state) == place)
+
+
+def failure(role: Role, action: Action, *, closed: bool) -> Event:
+    """Return the event that an action which failed is.
+
+    A primary that loses its link may go on with the session, but not from the middle of a checkpoint: the
+    secondary may still take it, of whatever the guest has written by then.
+
+    :param closed: the link to the peer has ended.
+    """
+    lost = closed and role is Role.PRIMARY and action is not Action.CHECKPOINT_PEER
+    return Event.PEER_LOST if lost else Event.ACTION_FAILED
 
 
 def failover_event(*, in_sync: bool, force: bool) -> Event | None:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -527,3 +528,33 @@ def test_a_device_model_that_cannot_be_replaced(two: list[Member]) -> None:
     b.walks("secondary degraded action-failed")
     until(lambda: "can't be replaced under its guest" in (a.colo("error") or ""), "a hears why")
     assert b.qemu(DOMID) == pid
+
+
+@pytest.mark.walks("primary replicating action-failed")
+def test_a_checkpoint_that_comes_late_has_nothing_of_after(two: list[Member]) -> None:
+    a, b = two
+    a.set(link={"timeout": 20})
+    b.set(replication={"qmp_timeout": 20})
+    replicating(a, b)
+    a.guest.write(XVDA, 0x11, "0", "256k")
+    assert a.command("checkpoint") == "checkpoint done number 1"
+    mark, caller = b.mark(), Caller(b)
+    with frozen(b.qemu(DOMID)):
+        a.order("checkpoint")
+        b.walks("secondary replicating peer-checkpoints", since=mark)
+        caller.send(
+            "hello", **caller.fields(session=a.colo("session"))
+        )  # which ends the other's link
+        assert a.answer("checkpoint").startswith("checkpoint failed: ")
+        a.walks("primary replicating action-failed")
+        assert a.colo("checkpoint") != "2", "what failed is not counted"
+        names = partial(a.guest, "query-named-block-nodes")
+        until(lambda: not any("peer" in n["node-name"] for n in names()), "it is detached")
+        a.kill()
+        a.guest.write(XVDA, 0x22, "0", "64k")
+    b.event("checkpoint.taken", since=mark)
+    caller.close()
+    a.lose_qemu()
+    b.is_("degraded")
+    b.command("failover")
+    assert b.guest.holds(XVDA, 0x11, "0", "256k")

@@ -31,7 +31,7 @@ from xencolo.observed import (
     supersedes,
 )
 from xencolo.record import Chain, Record
-from xencolo.replication import Action, Event, Place, failover_event, step
+from xencolo.replication import Action, Event, Place, failover_event, failure, step
 from xencolo.status import DomainState as State
 
 UUID = "11111111-2222-3333-4444-555555555555"
@@ -341,7 +341,7 @@ class Host:
                 self.perform(action)
                 self.world.tick(self)
         except Fault as fault:
-            return self._failed(daemon, fault)
+            return self._failed(daemon, action, fault)
         except Died:
             return False
         daemon.incomplete = False
@@ -355,14 +355,13 @@ class Host:
         self.see()
         return True
 
-    def _failed(self, daemon: Daemon, fault: Fault) -> bool:
+    def _failed(self, daemon: Daemon, action: Action, fault: Fault) -> bool:
         daemon.incomplete = True
         if daemon.qmp and daemon.qmp.dead:
             daemon.qmp = None
             what = Event.QEMU_GONE
         else:
-            gone = isinstance(fault, LinkDown) and daemon.place.role is Role.PRIMARY
-            what = Event.PEER_LOST if gone else Event.ACTION_FAILED
+            what = failure(daemon.place.role, action, closed=isinstance(fault, LinkDown))
             if isinstance(fault, LinkDown | Refused):
                 daemon.link = None
         daemon.queue.appendleft(Waiting(what))

@@ -38,6 +38,7 @@ from xencolo.replication import (
     Place,
     expected,
     failover_event,
+    failure,
     step,
 )
 from xencolo.status import DomainState as State
@@ -98,6 +99,16 @@ def test_what_a_state_does_not_expect_is_an_error_that_names_it(place: Place, ev
 )
 def test_failover_event(in_sync: bool, force: bool, event: Event | None) -> None:
     assert failover_event(in_sync=in_sync, force=force) is event
+
+
+def test_a_primary_that_does_not_know_of_a_checkpoint_ends_the_session() -> None:
+    for action in Action:
+        asked = action is Action.CHECKPOINT_PEER
+        lost = failure(P, action, closed=True)
+        assert lost is (Event.ACTION_FAILED if asked else Event.PEER_LOST)
+        assert failure(P, action, closed=False) is Event.ACTION_FAILED
+        assert failure(Q, action, closed=True) is Event.ACTION_FAILED
+    assert Action.DETACH in step(Place(P, State.REPLICATING), Event.ACTION_FAILED).actions
 
 
 def test_a_failover_is_recorded_first_flushed_and_recorded_again_before_the_guest_runs() -> None:
