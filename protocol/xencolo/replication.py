@@ -206,7 +206,8 @@ def _primary_rows() -> Iterator[tuple[Key, Step]]:
         yield _row(_P, state, _E.ACTION_FAILED, then=_S.FAILED)
     # The guest's writes may hang in the connection to a secondary whose QEMU hangs, and QEMU with them.
     yield _row(_P, _S.DEGRADED, _E.ACTION_FAILED, *_CLEAN_UP, during=_S.FAILED, then=_S.DEGRADED)
-    yield _row(_P, _S.DEGRADED, _E.PEER_AGREES, then=_S.REPLICATING)
+    # A write may have failed meanwhile.
+    yield _row(_P, _S.DEGRADED, _E.PEER_AGREES, _A.CHECK, then=_S.REPLICATING)
 
     yield _row(
         *(_P, _S.RESYNCING, _E.MIRRORED, _A.PAUSE, _A.FINISH_MIRROR, *_SWITCH), then=_S.REPLICATING

@@ -266,3 +266,19 @@ def test_the_last_checkpoint_of_a_lost_host_is_given_up(two: list[Member]) -> No
     b.add("secondary")
     for member in two:
         member.is_("replicating")
+
+
+@pytest.mark.walks("primary degraded action-failed", "primary degraded peer-agrees")
+def test_a_session_that_lost_a_write_does_not_go_on(two: list[Member]) -> None:
+    a, b = two
+    replicating(a, b)
+    b.kill()
+    a.is_("degraded")
+    b.guest("nbd-server-stop")
+    a.guest.write(XVDA, 0x22, "0", "64k")
+    mark = a.mark()
+    b.start()
+    a.event("resync.done", since=mark)
+    a.is_("replicating")
+    states = [e["state"] for e in a.events("replication.state", since=mark)]
+    assert "replicating" not in states[: states.index("resyncing")], states
