@@ -14,7 +14,7 @@ import trio
 from xencolo import link as peer
 from xencolo.disk import Role
 from xencolo.errors import LinkClosed, LinkSilent, ReplicationError
-from xencolo.record import chain_of
+from xencolo.record import chain_of, latest_generation
 from xencolo.replication import Action
 from xencolo.status import Resync
 from xencolod.group import Group, Host
@@ -177,8 +177,8 @@ class Performer(Group):
         self._renew()
 
     async def _record_stale(self) -> None:
-        generation = self.peer_generation or self.known.generation
-        await self.save(in_sync=False, generation=max(generation, self.known.generation))
+        generation = latest_generation(self.known, self.peer_generation)
+        await self.save(in_sync=False, generation=generation)
 
     async def _record_in_sync(self) -> None:
         self.number = 0
@@ -191,7 +191,8 @@ class Performer(Group):
 
     async def _record_failover(self) -> None:
         chains = tuple(chain_of(disk) for disk in self.disks)
-        await self.save(generation=self.known.generation + 1, unfinished=chains)
+        generation = latest_generation(self.known, self.peer_generation) + 1
+        await self.save(generation=generation, unfinished=chains)
 
     async def _failover(self) -> None:
         await self.secondary.failover()

@@ -4,7 +4,7 @@ from xencolo.disk import Role
 from xencolo.errors import ImageError, ReplicationError
 from xencolo.paths import colo_path
 from xencolo.plan import Domain, Launch
-from xencolo.record import Record
+from xencolo.record import Record, latest_generation
 from xencolo.status import RECORD
 from xencolod import images
 from xencolod.log import Logger, emit
@@ -76,7 +76,10 @@ async def assume_role(performer: Performer, role: Role) -> bool:
         return False
     # The operator has made the primary of before a secondary.
     await performer.save(
-        role=role, promoted=False, in_sync=False, superseded_by=None, peer=None, detached=False
+        role=role,
+        generation=latest_generation(performer.known),
+        **dict.fromkeys(("promoted", "in_sync", "detached"), False),
+        **dict.fromkeys(("superseded_by", "peer")),
     )
     return True
 

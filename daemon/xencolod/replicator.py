@@ -22,6 +22,7 @@ from xencolo.observed import (
 )
 from xencolo.plan import Domain, Launch
 from xencolo.qmp import Event as QmpEvent
+from xencolo.record import latest_generation
 from xencolo.replication import Action, Event, Place, Step, failure, step
 from xencolo.status import DomainState, DomainStatus, ReplicationStatus
 from xencolod.answering import Answering
@@ -311,7 +312,7 @@ class Replicator:
         performer = self.performer
         performer.begin()
         if Action.RECORD_FAILOVER in todo.actions:
-            generation = performer.known.generation + 1
+            generation = latest_generation(performer.known, performer.peer_generation) + 1
             emit(self.log, "failover.started", generation=generation, cause=event.value)
         for action in todo.actions:
             began = trio.current_time()

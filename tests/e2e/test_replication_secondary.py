@@ -558,3 +558,21 @@ def test_a_checkpoint_that_comes_late_has_nothing_of_after(two: list[Member]) ->
     b.is_("degraded")
     b.command("failover")
     assert b.guest.holds(XVDA, 0x11, "0", "256k")
+
+
+@pytest.mark.walks("secondary listening force-failover", "primary promoted superseded")
+def test_a_forced_failover_has_a_generation_of_its_own(two: list[Member]) -> None:
+    a, b = two
+    replicating(a, b)
+    a.kill()
+    b.is_("degraded")
+    b.command("failover")
+    a.start()
+    a.says("another host is the primary of generation 2")
+    a.serve_here()
+    a.store.write(f"{COLO}/role", "secondary")
+    a.is_("listening")
+    assert a.command("failover force") == "failover done generation 3"
+    b.command(f"resync to={a.address}")
+    b.is_("failed")
+    b.says("another host is the primary of generation 3")

@@ -30,7 +30,7 @@ from xencolo.observed import (
     still,
     supersedes,
 )
-from xencolo.record import Chain, Record
+from xencolo.record import Chain, Record, latest_generation
 from xencolo.replication import Action, Event, Place, failover_event, failure, step
 from xencolo.status import DomainState as State
 
@@ -287,6 +287,7 @@ class Host:
         if record.role is Role.PRIMARY and self.node is Role.SECONDARY:
             self.save(
                 role=Role.SECONDARY,
+                generation=latest_generation(record),
                 **dict.fromkeys(["promoted", "in_sync", "detached"], False),
                 **dict.fromkeys(["superseded_by", "peer"]),
             )
@@ -644,8 +645,8 @@ _WITHOUT_QEMU: dict[Action, Callable[[Host, Daemon], None]] = {
     Action.RECORD_STALE: Host._stale,
     Action.RECORD_IN_SYNC: Host._record_in_sync,
     Action.RECORD_SUPERSEDED: lambda h, d: h.save(superseded_by=d.heard or h.record.superseded_by),
-    Action.RECORD_FAILOVER: lambda h, _: h.save(
-        generation=h.record.generation + 1, unfinished=(CHAIN,)
+    Action.RECORD_FAILOVER: lambda h, d: h.save(
+        generation=latest_generation(h.record, d.heard_hello) + 1, unfinished=(CHAIN,)
     ),
     Action.RECORD_PROMOTED: Host._promote,
 }
