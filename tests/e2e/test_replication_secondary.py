@@ -576,3 +576,22 @@ def test_a_forced_failover_has_a_generation_of_its_own(two: list[Member]) -> Non
     b.command(f"resync to={a.address}")
     b.is_("failed")
     b.says("another host is the primary of generation 3")
+
+
+def test_a_secondarys_disk_is_not_given_to_a_guest_as_a_plain_one(two: list[Member]) -> None:
+    a, b = two
+    replicating(a, b)
+    b.store.write(f"{COLO}/role", "none")
+    b.says("its disks are a secondary's")
+    assert a.colo("state") == "replicating"
+    a.guest.write(XVDA, 0x11, "0", "256k")
+    a.command("checkpoint")
+    b.stop()
+    unfinished(b)
+    end(b.qemu(DOMID))
+    b.start()
+    b.says("its disks are a secondary's")
+    assert b.qemus(DOMID) == []
+    b.store.write(f"{COLO}/role", "secondary")
+    b.is_("promoted")
+    assert b.guest.holds(XVDA, 0x11, "0", "256k")
