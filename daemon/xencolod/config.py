@@ -133,7 +133,7 @@ class Replication(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     assume_equal: Annotated[
         bool,
         "Do not copy the disks before a domain replicates for the first time: whoever sets this knows "
-        "that both hosts' are the same.",
+        "that both hosts' are the same then, whatever the guest has written until its secondary came.",
     ] = False
     resync_speed: Annotated[
         Annotated[int, Meta(ge=0, le=1 << 20)],

@@ -145,6 +145,8 @@ class Reach:
             self._say(error)
             if welcomed:
                 self._lost(error)
+            else:  # the guest writes on, and whenever the peer comes, the disks are not equal any more
+                self._performer.assume_equal = False
         finally:
             self._performer.link = None
 
