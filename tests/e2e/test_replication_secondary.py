@@ -87,6 +87,8 @@ def test_a_secondary_listens(two: list[Member]) -> None:
     b.walks("secondary listening refused", since=mark)
     b.is_("failed")
     b.says("only the disks of an hvm guest")
+    b.store.write(f"{COLO.removesuffix('/colo')}/type", "pvh")
+    b.walks("secondary failed refused", since=mark)
     end(b.qemu(DOMID))
     b.walks("secondary failed qemu-gone", since=mark)
     b.says("only the disks of an hvm guest")
