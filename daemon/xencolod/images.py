@@ -318,13 +318,9 @@ async def _qemu_img(path: str, *arguments: str, bounded: bool = True) -> bytes:
         )
     except OSError as error:
         raise ImageError(path, f"qemu-img: {error.strerror}; install qemu-utils") from error
-    output, complaint = bytearray(), bytearray()
     try:
         with trio.fail_after(seconds):
-            async with trio.open_nursery() as nursery:
-                for stream, into in ((process.stdout, output), (process.stderr, complaint)):
-                    if stream:
-                        nursery.start_soon(_read, stream, into)
+            output, complaint = await _said(process)
             if len(output) < _OUTPUT_MAX:
                 await process.wait()
     except trio.TooSlowError:
@@ -339,7 +335,17 @@ async def _qemu_img(path: str, *arguments: str, bounded: bool = True) -> bytes:
     if process.returncode and len(output) < _OUTPUT_MAX:
         words = _words(complaint.decode("utf-8", "backslashreplace"), arguments[-1])
         raise ImageError(path, words or f"qemu-img {arguments[0]} ended with {process.returncode}")
-    return bytes(output)
+    return output
+
+
+async def _said(process: trio.Process) -> tuple[bytes, bytes]:
+    """Return what it says on stdout and on stderr, the first `_OUTPUT_MAX` bytes of each."""
+    output, complaint = bytearray(), bytearray()
+    async with trio.open_nursery() as nursery:
+        for stream, into in ((process.stdout, output), (process.stderr, complaint)):
+            if stream:
+                nursery.start_soon(_read, stream, into)
+    return bytes(output), bytes(complaint)
 
 
 async def _read(stream: trio.abc.ReceiveStream, into: bytearray) -> None:
