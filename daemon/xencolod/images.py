@@ -73,8 +73,10 @@ async def check(disk: Disk) -> tuple[ImageState, ImageState]:
     return (await _look(_chain(disk)))[1]
 
 
-async def prepare(disk: Disk, *, make: bool) -> None:
+async def prepare(disk: Disk, *, make: bool) -> list[str]:
     """See to it that active and hidden disk are there, empty, and as long as the secondary disk.
+
+    Return the paths of those that were made.
 
     With ``make``, an absent one is made and a used one replaced, which throws away what it held: never
     while the record has a failover of this disk that is not finished. What is no such image is never
@@ -84,12 +86,15 @@ async def prepare(disk: Disk, *, make: bool) -> None:
     """
     chain = _chain(disk)
     size, found = await _look(chain)
+    made = []
     for path, state, reason in found:
         if state is State.EMPTY:
             continue
         if not make or state is State.WRONG or await _driver(path) == "host_device":
             raise ImageError(path, f"{reason}; {_remedy(path, state, size)}")
         await _make(path, size)
+        made.append(path)
+    return made
 
 
 async def make_whole(chain: Chain) -> None:
