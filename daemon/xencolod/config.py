@@ -175,7 +175,10 @@ class Failover(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         "Seconds that the primary's daemon has to be away before the fencing command is run: it may "
         "only be starting again.",
     ] = 30.0
-    timeout: Annotated[Seconds, "Seconds that the fencing command may take."] = 60.0
+    timeout: Annotated[
+        Seconds,
+        "Seconds that the fencing command may take; then it is ended with all that it has started.",
+    ] = 60.0
 
 
 class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
