@@ -101,8 +101,8 @@ class Qemu(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     ] = "blockdev"
     restart: Annotated[
         bool,
-        "Start a QEMU again that died under its running guest, or whose drives changed. No guest "
-        "on Xen outlives its device model.",
+        "Start a QEMU again that died under its running guest, or whose drives changed, and a "
+        "secondary's for each new session. No guest on Xen outlives its device model.",
     ]
     start_attempts: Annotated[Count, "Failed starts after which a domain is failed, 1 to 16."] = 5
     backoff: Annotated[Seconds, "Seconds before the second start; doubled for each next."] = 0.5
