@@ -135,5 +135,5 @@ async def ready_images(performer: Performer, role: Role, log: Logger) -> None:
                 raise ImageError(path, reason)
     await performer.save(in_sync=False)
     for disk in performer.disks:
-        await images.prepare(disk, make=config.replication.make_images)
-        emit(log, "images.made", devid=disk.devid, vdev=disk.vdev, path=disk.active_disk)
+        for path in await images.prepare(disk, make=config.replication.make_images):
+            emit(log, "images.made", devid=disk.devid, vdev=disk.vdev, path=path)

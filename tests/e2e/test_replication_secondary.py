@@ -517,6 +517,21 @@ def test_the_fencing_command_decides(two: list[Member], tmp_path: Path) -> None:
     until(lambda: b.colo("generation") == "2", "the generation is published")
 
 
+def test_a_fencing_command_ends_with_all_that_it_has_started(
+    two: list[Member], tmp_path: Path
+) -> None:
+    """What it leaves behind would fence a primary that has long come back."""
+    a, b = two
+    child = tmp_path / "child"
+    fence = ["sh", "-c", f"trap '' TERM; sleep 300 & echo $! > {child}; wait"]
+    b.set(failover={"policy": "command", "command": fence, "timeout": 0.5, "after": 0.01})
+    replicating(a, b)
+    a.kill()
+    b.event("failover.fencing_failed", error="it did not end within 0.5 s")
+    stat = Path(f"/proc/{child.read_text().strip()}/stat")
+    until(lambda: not stat.exists() or " Z " in stat.read_text(), "what it has started is ended")
+
+
 @pytest.mark.walks("secondary degraded action-failed")
 def test_a_device_model_that_cannot_be_replaced(two: list[Member]) -> None:
     a, b = two
