@@ -228,6 +228,10 @@ class Group:
             ]
         )
 
+    def measure_anew(self) -> None:
+        """Forget how long the disks are: under a QEMU they stay so, between two they may be resized."""
+        self._lengths.clear()
+
     async def _length(self, disk: Disk) -> int:
         key = disk.pdev_path or "", disk.format
         if key not in self._lengths:

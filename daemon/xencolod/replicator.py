@@ -103,6 +103,7 @@ class Replicator:
                 # What forbids to replicate may ask something of this QEMU too.
                 self.push(Event.RETRY)
             self.performer.qmp = seen.qmp if self.performer.disks else None
+            self.performer.measure_anew()
         self._accept(seen, before)
         self._demote(seen)
         self.poke()

@@ -1,5 +1,6 @@
 """Bad input and faults around the life of a replicated disk: each is said, and has a way out."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.host import SDA, XVDA, end, until
-from tests.e2e.site import COLO, DISKS, DOMID, Caller, Member, listening, replicating
+from tests.e2e.site import COLO, DISKS, DOMID, MIB, Caller, Member, listening, replicating
 
 
 def keys(path: Path) -> str:
@@ -46,6 +47,21 @@ def test_a_peer_that_does_not_fit(two: list[Member], tmp_path: Path) -> None:
     a.start()
     until(lambda: (a.colo("error") or "") and a.colo("state") == "standalone", "plain to TLS")
     assert not a.events("resync.started")
+
+
+def test_a_disk_that_was_made_to_fit(two: list[Member]) -> None:
+    a, b = two
+    a.start()
+    a.add(peer=b)
+    listening(b, mib=2)
+    a.says("is 2097152 bytes long here, and 1048576 on the primary")
+    for disk in b.disks:
+        os.truncate(disk.image, MIB)
+        for node in ("active-disk", "hidden-disk"):
+            Path(disk.nodes[node]).unlink()  # too long now: the daemon makes them
+    end(b.qemu(DOMID))
+    for member in two:
+        member.is_("replicating")
 
 
 def test_a_peer_of_another_version_or_domain(two: list[Member]) -> None:
