@@ -384,7 +384,7 @@ class Replicator:
     async def _run_fence(self, scope: trio.CancelScope) -> None:
         with scope:
             if await fence(self):
-                self.push(Event.FENCED)
+                self.push(Event.FENCED, void=lambda: not self.performer.known.in_sync)
 
 
 def _bypassed(vdevs: Sequence[str]) -> str:
