@@ -1,6 +1,7 @@
 """Writes what is into xenstore: only what changed, and never for a domain that is gone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice, starmap
@@ -15,6 +16,8 @@ from xencolo.requests import Request
 from xencolo.status import (
     ANSWER,
     COMMAND,
+    DEVICE,
+    ERROR,
     QEMU_PID,
     QEMU_RUNS,
     RECORD,
@@ -37,7 +40,6 @@ from xencolod.xenstore import (
     demand,
     directories,
     directory,
-    names_in,
 )
 
 #: What is no state: others write it, and the answer stays for who waits for it.
@@ -71,6 +73,10 @@ def _fitting(value: str) -> str:
     if len(data) <= _VALUE_MAX:
         return value
     return data[: _VALUE_MAX - 3].decode("utf-8", "ignore") + "…"
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("utf-8", "replace")
 
 
 @dataclass(slots=True, eq=False)
@@ -115,7 +121,7 @@ class Publisher:
 
         The domain's home is read in the same transaction: a status must not bring the directories of a
         domain that has just been destroyed to life again, nor be said of the next one under its domid.
-        So is its state: a domain that was destroyed and has come back has none, and all is said again.
+        So is its state: where that is not as it was said, all that stands is compared with what should.
         What comes while a transaction is under way goes into the next one together.
 
         :param uuid: the guest's whose status it is.
@@ -123,6 +129,9 @@ class Publisher:
         :raises XenstoreError: xenstored failed; nothing was written.
         """
         values = published(domid, self._own, status)
+        if domid not in self._written:
+            # What stands is read before: a transaction that reads takes longer, and others wait for it.
+            self._written[domid] = await self._standing(self._client, domid, values)
         if self._written.get(domid) == values:
             return True
         saying = _Saying(domid, uuid, status.state, values)
@@ -192,31 +201,29 @@ class Publisher:
                 await remove_with_empty_parents(transaction, path, depth=depth)
 
     def _questions(self, saying: _Saying) -> list[Request]:
-        home, said = domain_path(saying.domid), f"{colo_path(saying.domid)}/{STATE}"
-        reads = map(requests.read, (home, f"{home}/vm", said, *self._pids(saying.domid)))
-        listings = map(requests.directory, self._places(saying.domid))
-        return [*reads] if saying.before is not None else [*reads, *listings]
+        """Return what tells whether the guest is still there, and whether what was said is.
+
+        No more than that: the C xenstored copies each node that a transaction reads, which takes longer the
+        more its store holds.
+        """
+        home = domain_path(saying.domid)
+        paths = [f"{home}/vm", f"{colo_path(saying.domid)}/{STATE}"]
+        if saying.uuid is None:  # else there is a vm node, and with it a home
+            paths.append(home)
+        return [*map(requests.read, paths)]
 
     async def _changes(self, to: Asks, saying: _Saying, answers: Sequence[Answer]) -> list[Request]:
         """Return what makes the difference: none where the guest has gone."""
-        home, vm, standing, theirs, own = map(absent_as_none, answers[:5])
+        vm, state, *home = map(absent_as_none, answers)
         saying.emptied = []
-        saying.said = home is not None and uuid_of(vm) == saying.uuid
+        saying.said = uuid_of(vm) == saying.uuid and home != [None]
         if not saying.said:
             return []
-        values, old, doomed = saying.values, saying.before, list[str]()
-        pid, state = self._device_model(saying.domid)
-        if old is None or standing is None:
-            doomed = await self._unknown(to, saying, answers[5:])
-            old = dict.fromkeys((pid, state), "")
-        kept: set[str] = set()
-        # Foreign is a QEMU of xencolod's own, too, that was started with another runtime directory.
-        if saying.state is DomainState.FOREIGN or theirs is None or theirs != own:
-            kept = {pid, state}
-        elif saying.state is DomainState.FAILED:
-            # As libxl leaves it: it tells that a device model ran and is dead.
-            kept = {pid}
-        stale = [path for path in old if path not in values and path not in kept]
+        values, old = saying.values, saying.before
+        if old is None or old.get(f"{colo_path(saying.domid)}/{STATE}") != _text(state):
+            old = await self._standing(to, saying.domid, values)
+        stale = old.keys() - values.keys()
+        stale -= await self._kept(to, saying, stale)
         saying.emptied += [
             (path, depth)
             for path in stale
@@ -224,21 +231,43 @@ class Publisher:
             if part in path
         ]
         changed = [(path, value) for path, value in values.items() if old.get(path) != value]
-        return [*map(requests.rm, doomed + stale), *starmap(requests.write, changed)]
+        return [*map(requests.rm, sorted(stale)), *starmap(requests.write, changed)]
 
-    async def _unknown(self, to: Asks, saying: _Saying, listings: Sequence[Answer]) -> list[str]:
-        """Return what an earlier xencolod may have said, for it to be removed."""
-        places = base, errors = self._places(saying.domid)
-        if not listings:
-            listings = await to.batch([*map(requests.directory, places)])
-        names = await names_in(to, base, listings[0])
+    async def _kept(self, to: Asks, saying: _Saying, stale: AbstractSet[str]) -> set[str]:
+        """Return which nodes of the device model stay, though xencolod has none now."""
+        pid, state = self._device_model(saying.domid)
+        if stale.isdisjoint((pid, state)):
+            return set()
+        theirs, own = await self._read(to, self._pids(saying.domid))
+        # Foreign is a QEMU of xencolod's own, too, that was started with another runtime directory.
+        if saying.state is DomainState.FOREIGN or theirs is None or theirs != own:
+            return {pid, state}
+        # As libxl leaves it: it tells that a device model ran and is dead.
+        return {pid} if saying.state is DomainState.FAILED else set()
+
+    async def _standing(self, to: Asks, domid: int, values: Mapping[str, str]) -> dict[str, str]:
+        """Return what stands in xenstore of all that is xencolod's to say, by an earlier one perhaps.
+
+        :param values: what is to stand there.
+        """
+        base, errors = self._places(domid)
+        devices = f"{base}/{DEVICE}"
+        names, devids, wrong = await directories(to, [base, devices, errors])
+        paths = [f"{base}/{name}" for name in names if name not in _INPUTS | {DEVICE}]
+        paths += [f"{devices}/{devid}/{name}" for devid in devids for name in (STATE, ERROR)]
+        paths += [f"{errors}/{devid}/{ERROR}" for devid in wrong]
+        if QEMU_PID in names:
+            paths += self._device_model(domid)
+        found = {
+            path: text
+            for path, value in zip(paths, await self._read(to, paths), strict=True)
+            if (text := _text(value)) is not None
+        }
         # A record's name stays, for who has to know that there was one.
-        doomed = [f"{base}/{name}" for name in names if name not in _INPUTS | {RECORD}]
-        if await names_in(to, errors, listings[1]):
-            doomed.append(errors)
-            if not any(path.startswith(errors) for path in saying.values):
-                saying.emptied.append((errors, _ERRORS_DEPTH))
-        return doomed
+        record = f"{base}/{RECORD}"
+        if found.get(record) != values.get(record):
+            found.pop(record, None)
+        return found
 
     def _places(self, domid: int) -> tuple[str, str]:
         """Return the directories that are xencolod's own."""

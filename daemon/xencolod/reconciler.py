@@ -228,7 +228,8 @@ class Reconciler:
             nonlocal devices
             while not failures and (part := next(parts, None)):
                 try:
-                    devices += await self._look(part)
+                    seen = await self._look(part)
+                    devices += seen  # not in one: another part is counted meanwhile
                 except XenstoreError as error:
                     failures.append(error)
 

@@ -15,6 +15,7 @@ from xencolo.paths import colo_path
 
 ROLE = "role"
 STATE = "state"
+DEVICE = "device"
 ROLE_IN_FORCE = "role-in-force"
 ERROR = "error"
 QEMU_PID = "qemu-pid"
@@ -402,6 +403,6 @@ def status_values(domid: int, status: DomainStatus) -> dict[str, str]:
         for name, value in _replication_values(status.replication).items():
             values[f"{base}/{name}"] = None if value is None else str(value)
     for devid, (state, error) in status.devices.items():
-        values[f"{base}/device/{devid}/{STATE}"] = state.value
-        values[f"{base}/device/{devid}/{ERROR}"] = error
+        values[f"{base}/{DEVICE}/{devid}/{STATE}"] = state.value
+        values[f"{base}/{DEVICE}/{devid}/{ERROR}"] = error
     return {path: value for path, value in values.items() if value}

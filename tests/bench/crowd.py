@@ -1,7 +1,9 @@
 """From a device's commit to its published state, alone and among 10,000 others; and those at rest.
 
 Another client, pyxs, commits a COLO disk whose image is missing, and sees that published, without a QEMU.
-A bare pyxs Monitor (``bare.py``) is measured in the same store: it makes the same reads, and writes one node.
+A bare pyxs Monitor (``bare.py``) is measured in the same store: it makes the same reads, says the same in the
+same way, and withdraws it. What one that writes a single node takes is told too: a new node costs xenstored a
+walk through the free pieces of its memory, of which there are more the more its store holds.
 """
 
 import statistics
@@ -16,7 +18,7 @@ import pyxs
 import trio
 
 from tests.bench.client import Call, as_call, perform
-from tests.bench.daemon import Daemon
+from tests.bench.daemon import Daemon, deadline
 from tests.bench.store import DEVICES, DISKS_PER_DOMAIN, colo_disk, crowd, homes
 from tests.bench.table import Row, percentile
 from tests.rigs import Server, start_xenstored
@@ -33,12 +35,13 @@ FIRST = 20_000
 #: Seconds until a daemon is at rest (trio's threads wait ten for work before they end), then to look at it,
 #: and what it may take in a minute of them.
 CALM, REST, IDLE = 12.0, 30.0, 0.1
+_SAME = "a bare Monitor"
 
 
 @contextmanager
-def bare(server: Server) -> Iterator[None]:
-    """Run the bare Monitor."""
-    command = [sys.executable, "-m", "tests.bench.bare", str(server.socket)]
+def bare(server: Server, what: str) -> Iterator[None]:
+    """Run the bare Monitor, which writes all nodes or one."""
+    command = [sys.executable, "-m", "tests.bench.bare", str(server.socket), what]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     process.stdout.readline()
@@ -60,26 +63,30 @@ class Committer:
         """Return how long each takes until its node is there; ``told`` says which that is."""
         domids = range(self._next, self._next + count)
         self._next += count
-        times = []
-        with pyxs.Client(unix_socket_path=self._path) as client, client.monitor() as monitor:
+        with deadline(), pyxs.Client(unix_socket_path=self._path) as client:
             perform(client, [as_call(request) for request in homes(domids)])
+            return [self._latency(client, domid, told) for domid in domids]
+
+    def _latency(
+        self, client: pyxs.Client, domid: int, told: Callable[[DevicePaths], str]
+    ) -> float:
+        disk = colo_disk(domid, 0)
+        paths = DevicePaths(domid, disk.devid)
+        node = told(paths).encode()
+        calls = [as_call(request) for request in add_requests(disk, paths)]
+        # A monitor for each: pyxs's loops for ever over an event about what it does not watch any more.
+        with client.monitor() as monitor:
+            monitor.watch(node, b"%d" % domid)
             events = monitor.wait()
-            for domid in domids:
-                disk = colo_disk(domid, 0)
-                paths = DevicePaths(domid, disk.devid)
-                node = told(paths).encode()
-                monitor.watch(node, b"told")
+            next(events)
+            self._commit(client, calls)
+            began = time.perf_counter()
+            while not client.exists(node):
                 next(events)
-                calls = [as_call(request) for request in add_requests(disk, paths)]
-                self._commit(client, calls)
-                began = time.perf_counter()
-                while not client.exists(node):
-                    next(events)
-                times.append(time.perf_counter() - began)
-                monitor.unwatch(node, b"told")
-                gone = (paths.backend, paths.frontend, paths.libxl)
-                perform(client, [as_call(requests.rm(path)) for path in gone])
-        return times
+            took = time.perf_counter() - began
+        gone = (paths.backend, paths.frontend, paths.libxl)
+        perform(client, [as_call(requests.rm(path)) for path in gone])
+        return took
 
     def _commit(self, client: pyxs.Client, calls: Sequence[Call]) -> None:
         """Write a disk, from the start again after a conflict with what is withdrawn of the one before."""
@@ -106,14 +113,19 @@ async def _crowd(server: Server) -> None:
 
 
 def _latency(server: Server, committer: Committer, name: str) -> list[Row]:
-    with bare(server):
-        theirs = committer.latencies(by_bare)
+    with bare(server, "node"):
+        least = committer.latencies(by_bare)
+    with bare(server, "nodes"):
+        theirs = committer.latencies(by_daemon)
     with Daemon(server.directory / f"daemon-{len(name)}", server.socket) as daemon:
         ours = committer.latencies(by_daemon)
         del daemon
+    what = f"commit to published, {{}}{name}"
+    median, most = what.format("median"), what.format("99 %")
     return [
-        Row(f"commit to published, {what}{name}", figure(ours), "a bare Monitor", figure(theirs), 1)
-        for what, figure in (("median", statistics.median), ("99 %", lambda t: percentile(t, 99)))
+        Row(median, statistics.median(ours), _SAME, statistics.median(theirs), 1),
+        Row(most, percentile(ours, 99), _SAME, percentile(theirs, 99), 1),
+        Row(median, statistics.median(ours), "one that writes one node", statistics.median(least)),
     ]
 
 
@@ -147,6 +159,6 @@ def run(directory: Path) -> list[Row]:
         among = _latency(server, committer, f", {OTHERS} others")
         not_worse = [
             Row(row.what, row.ours, "alone, twice", few.ours * 2, 1)
-            for few, row in zip(alone, among, strict=True)
+            for few, row in zip(alone[:2], among, strict=False)
         ]
         return [*alone, *among, *not_worse, *_idle(server)]

@@ -2,10 +2,14 @@
 
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import ceil
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,6 +28,25 @@ def free_port() -> int:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
         return port
+
+
+@contextmanager
+def deadline(seconds: int = ceil(DEADLINE)) -> Iterator[None]:
+    """Break off what takes longer, in the main thread, even if it loops.
+
+    :raises RigError: it took longer.
+    """
+
+    def late(*_: object) -> None:
+        raise RigError(f"not done after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Daemon:

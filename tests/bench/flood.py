@@ -6,6 +6,7 @@ xenstored takes it.
 
 import multiprocessing
 import os
+import signal
 import socket
 import statistics
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.bench.daemon import Daemon
 from tests.bench.store import prepare
 from tests.bench.table import Row
 from tests.rigs import Server, start_xenstored
+from tests.rigs.servers import RigError
 from xencolo import requests
 from xencolo.paths import DevicePaths
 from xencolo.wire import encode
@@ -29,6 +31,8 @@ DELAY = 2.0
 MEMORY = 16 << 20
 #: Requests in one write, and so many answers may be under way.
 _TOGETHER = 256
+#: Seconds after which a flood is given up.
+_LONGEST = 900
 
 
 async def _fill(server: Server) -> None:
@@ -47,8 +51,12 @@ class Flood:
         self._process.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._process.join()
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
+        if exc_type:
+            self._process.kill()
+        self._process.join(_LONGEST)
+        if not exc_type and self._process.exitcode != 0:
+            raise RigError(f"the flood ended with {self._process.exitcode}")
 
     @property
     def lasts(self) -> bool:
@@ -60,6 +68,7 @@ def _flood(path: str) -> None:
     request = requests.write(f"{DevicePaths(7, 51712).backend}/hotplug-status", "connected")
     batch = encode(request.op, 0, 0, request.payload) * _TOGETHER
     answers = len(encode(request.op, 0, 0, b"OK\0")) * _TOGETHER
+    signal.alarm(_LONGEST)
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(path)
         for _ in range(0, EVENTS, _TOGETHER):

@@ -12,9 +12,10 @@ from tests.rigs import Server
 from xencolo import requests
 from xencolo.disk import Role
 from xencolo.errors import StoreError
+from xencolo.requests import Request
 from xencolo.status import DeviceState, DomainState, DomainStatus
 from xencolod.publish import Publisher
-from xencolod.xenstore import Client, Transaction, demand, directory, open_client, read
+from xencolod.xenstore import Answer, Client, Transaction, demand, directory, open_client, read
 
 T = TypeVar("T")
 
@@ -38,6 +39,9 @@ class Counting(Client):
         self._client = client
         self._disturbed = disturbed
         self.commits = 0
+
+    async def batch(self, batch: Sequence[Request]) -> list[Answer]:
+        return await self._client.batch(batch)
 
     async def transaction(
         self, body: Callable[[Transaction], Awaitable[T]], *, attempts: int = 30
@@ -115,6 +119,65 @@ async def test_nothing_is_said_of_one_that_has_gone_or_is_another(xenstored: Ser
         outcomes = await publish_all(Publisher(client, 0), {d: status() for d in domids})
         assert outcomes == {1: True, 2: True, 3: False, 4: False, 5: True, 6: True}
         assert [await state(client, d) for d in (3, 4)] == [None, None]
+
+
+async def test_a_new_xencolod_writes_what_differs(xenstored: Server) -> None:
+    domids = range(1, 5)
+    async with domains(xenstored, domids) as client:
+        counting = Counting(client)
+        await publish_all(Publisher(counting, 0), {d: status("no image") for d in domids})
+        theirs = {
+            f"/libxl/1/colo/{name}": name.encode()
+            for name in ("record", "role", "command", "answer")
+        }
+        left = [
+            *theirs,
+            "/libxl/1/colo/peer",
+            "/libxl/1/colo/device/768/state",
+            f"{ERRORS}/1/768/error",
+        ]
+        await demand(client, [requests.write(path, path.rpartition("/")[2]) for path in left])
+        counting.commits = 0
+        outcomes = await publish_all(
+            Publisher(counting, 0), {d: status("no image") for d in domids}
+        )
+        assert outcomes == dict.fromkeys(domids, True)
+        assert counting.commits == 1
+        assert {path: await read(client, path) for path in theirs} == theirs
+        assert set(await directory(client, "/libxl/1/colo")) == {
+            *("record", "role", "command", "answer"),
+            *("state", "role-in-force", "device"),
+        }
+        assert await directory(client, "/libxl/1/colo/device") == [str(DEVID)]
+        assert await directory(client, f"{ERRORS}/1") == [str(DEVID)]
+        assert await read(client, f"{ERRORS}/1/{DEVID}/error") == b"no image"
+
+
+async def test_what_somebody_removed_is_said_again(xenstored: Server) -> None:
+    async with domains(xenstored, [1]) as client:
+        publisher = Publisher(client, 0)
+        await publish_all(publisher, {1: status("no image")})
+        await demand(client, [requests.rm("/libxl/1"), requests.rm("/local/domain/0/error")])
+        await publish_all(publisher, {1: status("another")})
+        assert await state(client, 1) == b"standalone"
+        assert await read(client, f"/libxl/1/colo/device/{DEVID}/state") == b"error"
+        assert await read(client, f"{ERRORS}/1/{DEVID}/error") == b"another"
+
+
+@pytest.mark.parametrize("theirs", ["77", "78"])
+async def test_the_device_model_of_somebody_else_stays(xenstored: Server, theirs: str) -> None:
+    async with domains(xenstored, [1]) as client:
+        places = [
+            f"/local/domain/{where}"
+            for where in ("1/image/device-model-pid", "0/device-model/1/state")
+        ]
+        running = status()._replace(state=DomainState.RUNNING, qemu_pid=77)
+        await publish_all(Publisher(client, 0), {1: running})
+        await demand(client, [requests.write(places[0], theirs)])
+        await publish_all(Publisher(client, 0), {1: status()._replace(state=DomainState.WAITING)})
+        stays = [await read(client, place) is not None for place in places]
+        assert stays == [theirs != "77"] * 2
+        assert await read(client, "/libxl/1/colo/qemu-pid") is None
 
 
 @pytest.mark.parametrize("anew", [False, True])

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.e2e.host import Host
 from tests.rigs import Server, start_xenstored
 from xencolo import requests
 from xencolo.errors import StoreError
@@ -31,3 +32,12 @@ async def look(server: Server) -> None:
 def test_ten_thousand_domains_are_listed(tmp_path: Path) -> None:
     with start_xenstored(tmp_path) as server:
         trio.run(look, server)
+
+
+def test_the_devices_of_all_domains_are_counted(host: Host) -> None:
+    domids = range(1, 131)
+    for domid in domids:
+        host.domain(domid, colo=False, make=False)
+    host.start()
+    ready = host.event("daemon.ready")
+    assert (ready["domains"], ready["devices"]) == (len(domids), len(domids))
