@@ -169,12 +169,16 @@ class Reconciler:
         """Look whenever something is marked, and at everything at times (XSA-115: events get lost)."""
         await self._adopt()
         rescan_at = trio.current_time() + self._config.daemon.rescan
+        recheck_at = trio.current_time() + _RECHECK
         while True:
-            await self.dirty.wait(self._patience(rescan_at))
+            await self.dirty.wait(self._patience(rescan_at, recheck_at))
             if trio.current_time() >= rescan_at:
                 self.dirty.mark()
-            for domid in self._recheck:
-                self.dirty.mark(domid)
+            # Not with whatever else is marked: one guest's disk would wait for all that miss their images.
+            if trio.current_time() >= recheck_at:
+                recheck_at = trio.current_time() + _RECHECK
+                for domid in self._recheck:
+                    self.dirty.mark(domid)
             if self.dirty.everything:
                 rescan_at = trio.current_time() + self._config.daemon.rescan
             await self._client.wait_connected()
@@ -186,9 +190,9 @@ class Reconciler:
                 self._mark_again(domains, everything=everything)
                 await trio.sleep(_RETRY)
 
-    def _patience(self, rescan_at: float) -> float:
-        left = max(0.0, rescan_at - trio.current_time())
-        return min(left, _RECHECK) if self._recheck else left
+    def _patience(self, rescan_at: float, recheck_at: float) -> float:
+        until = min(rescan_at, recheck_at) if self._recheck else rescan_at
+        return max(0.0, until - trio.current_time())
 
     def _mark_again(self, domains: Iterable[int], *, everything: bool) -> None:
         for domid in domains:

@@ -37,8 +37,9 @@ from xencolod.connection import Answer, Connection, connect
 
 T = TypeVar("T")
 
-#: From this many requests on, a spread batch is worth more than one connection.
-_SPREAD_MIN = 64
+#: From this many requests on, a spread batch is worth more than one connection: xenstored serves one request
+#: of each in turn, and in a flood each turn has one of the flood's.
+_SPREAD_MIN = 16
 #: More distinct paths than this in a watch fall together into its roots: memory stays bounded
 #: (XSA-326).
 _WATCH_PATHS_MAX = 10_000
