@@ -108,10 +108,12 @@ class Publisher:
         self._lock = trio.Lock()
         self._waiting: list[_Saying] = []
         self._written: dict[int, dict[str, str]] = {}
+        self._forgotten = 0
 
     def forget(self, domid: int | None = None) -> None:
         """Take nothing of a domain, or of any, for written any more: somebody removed it."""
         if domid is None:
+            self._forgotten += 1  # what is under way may have been read before
             self._written.clear()
         else:
             self._written.pop(domid, None)
@@ -131,7 +133,9 @@ class Publisher:
         values = published(domid, self._own, status)
         if domid not in self._written:
             # What stands is read before: a transaction that reads takes longer, and others wait for it.
-            self._written[domid] = await self._standing(self._client, domid, values)
+            forgotten, standing = self._forgotten, await self._standing(self._client, domid, values)
+            if forgotten == self._forgotten:
+                self._written[domid] = standing
         if self._written.get(domid) == values:
             return True
         saying = _Saying(domid, uuid, status.state, values)
@@ -177,11 +181,12 @@ class Publisher:
 
         :raises XenstoreError: xenstored failed; nothing was written.
         """
+        forgotten = self._forgotten
         for saying in together:
             saying.before = self._written.get(saying.domid)
         await self._client.transaction(partial(self._write, together), attempts=attempts)
         for saying in together:
-            if saying.said:
+            if saying.said and forgotten == self._forgotten:
                 self._written[saying.domid] = saying.values
             else:
                 self._written.pop(saying.domid, None)
