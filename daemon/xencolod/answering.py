@@ -7,7 +7,7 @@ from xencolo import link
 from xencolo.disk import Role
 from xencolo.errors import QmpClosed, UnexpectedEvent, XencoloError
 from xencolo.link import Refusal, refusal
-from xencolo.observed import is_prepared, may_agree, rejection
+from xencolo.observed import is_prepared, is_stranger, may_agree, rejection
 from xencolo.replication import Event
 from xencolo.status import DomainState
 from xencolod.listener import Peer
@@ -24,6 +24,12 @@ _REJECTIONS: Mapping[link.RefusalKind, str] = {
     "state": "the domain is a primary here too, of generation {0}: say which one is to be the secondary "
     "(xencolo role {1} secondary)",
 }
+#: To fill in: the domid here.
+_STRANGER = (
+    "the disks there hold the last checkpoint of a primary, and this one has never replicated: take over "
+    "with what they hold (on that host: xencolo failover {0}), or give it up (destroy domain {0} there, and "
+    "create it again)"
+)
 
 
 class Answering:
@@ -116,6 +122,8 @@ class Answering:
         why = kind and _REJECTIONS[kind].format(record.generation, owner.domid)
         if kind and why:
             return refusal(kind, why, record.generation)
+        if is_stranger(record, hello):
+            return refusal("state", _STRANGER.format(owner.domid))
         if not owner.accepted:
             return refusal("busy", f"it may not replicate here: {owner.error or owner.refusal}")
         return None
@@ -141,9 +149,9 @@ class Answering:
     async def _agree(self, hello: link.Hello) -> None:
         """Go on with the session that both sides are in, if QEMU has no complaint."""
         performer = self._performer
-        may = may_agree(self._owner.place, performer.session, hello.session)
+        may = may_agree(self._owner.place, performer.known, performer.session, hello.session)
         if may and self._owner.accepted and await self._is_sound():
-            await self._owner.push(Event.PEER_AGREES).outcome()
+            await self._asked(Event.PEER_AGREES)
 
     async def _is_sound(self) -> bool:
         """Whether QEMU has no complaint; one that hangs has, and a new session will replace it."""
@@ -162,7 +170,7 @@ class Answering:
         def begin() -> None:
             performer.session = request.session
 
-        await owner.push(Event.PEER_PREPARES, begin=begin).outcome()
+        await self._asked(Event.PEER_PREPARES, begin)
         # Where it was may not be where it is, when its turn has come.
         if not is_prepared(owner.place):
             return refusal("busy", "its QEMU is being started anew for the new session")
@@ -171,21 +179,33 @@ class Answering:
     async def _start(self, request: link.Start) -> link.Reply:
         if refused := self._other_session(request.session):
             return refused
-        await self._owner.push(Event.PEER_STARTS).outcome()
+        await self._asked(Event.PEER_STARTS)
         return link.Done()
 
     async def _checkpoint(self, request: link.Checkpoint) -> link.Reply:
         if refused := self._other_session(request.session):
             return refused
-        self._performer.number = request.number
-        await self._owner.push(Event.PEER_CHECKPOINTS).outcome()
+
+        def begin() -> None:
+            self._performer.asked_number = request.number
+
+        await self._asked(Event.PEER_CHECKPOINTS, begin)
         return link.Done()
 
     async def _detach(self, request: link.Detach) -> link.Reply:
         if refused := self._other_session(request.session):
             return refused
-        await self._owner.push(Event.PEER_DETACHES).outcome()
+        await self._asked(Event.PEER_DETACHES)
         return link.Done()
+
+    async def _asked(self, event: Event, begin: Callable[[], None] = lambda: None) -> None:
+        """Have the table deal with what the peer asked, unless the peer has gone by then.
+
+        :raises XencoloError: it came to nothing.
+        """
+        peer = self._peer
+        asked = self._owner.push(event, begin=begin, void=lambda: self._peer is not peer)
+        await asked.outcome()
 
     def _other_session(self, session: str) -> Refusal | None:
         if session == self._performer.session:

@@ -30,13 +30,19 @@ _EMBEDDED = "embedded"
 
 @asynccontextmanager
 async def _xenstored(where: str | None, config: Config, log: Logger) -> AsyncIterator[str | None]:
-    """Serve the in-memory store if asked for; yield the socket to connect to."""
+    """Serve the in-memory store if asked for; yield the socket to connect to.
+
+    :raises ConfigError: the store can't be served there.
+    """
     kind, _, path = (where or "").partition(":")
     if kind != _EMBEDDED:
         yield where or config.xenstore.socket
         return
     path = path or f"{config.daemon.runtime_directory}/xenstored.socket"
-    Path(path).parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+    try:
+        Path(path).parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path}: the embedded xenstore can't be there: {error}") from error
     store = Store()
     _seed(store, config.daemon.domid)
     async with trio.open_nursery() as nursery:

@@ -101,8 +101,8 @@ class Qemu(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     ] = "blockdev"
     restart: Annotated[
         bool,
-        "Start a QEMU again that died under its running guest, or whose drives changed. No guest "
-        "on Xen outlives its device model.",
+        "Start a QEMU again that died under its running guest, or whose drives changed, and a "
+        "secondary's for each new session. No guest on Xen outlives its device model.",
     ]
     start_attempts: Annotated[Count, "Failed starts after which a domain is failed, 1 to 16."] = 5
     backoff: Annotated[Seconds, "Seconds before the second start; doubled for each next."] = 0.5
@@ -133,7 +133,7 @@ class Replication(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     assume_equal: Annotated[
         bool,
         "Do not copy the disks before a domain replicates for the first time: whoever sets this knows "
-        "that both hosts' are the same.",
+        "that both hosts' are the same then, whatever the guest has written until its secondary came.",
     ] = False
     resync_speed: Annotated[
         Annotated[int, Meta(ge=0, le=1 << 20)],
@@ -175,7 +175,10 @@ class Failover(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         "Seconds that the primary's daemon has to be away before the fencing command is run: it may "
         "only be starting again.",
     ] = 30.0
-    timeout: Annotated[Seconds, "Seconds that the fencing command may take."] = 60.0
+    timeout: Annotated[
+        Seconds,
+        "Seconds that the fencing command may take; then it is ended with all that it has started.",
+    ] = 60.0
 
 
 class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

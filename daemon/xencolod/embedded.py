@@ -91,15 +91,13 @@ def _listen(path: Path) -> socket.socket:
     if path.exists():
         _remove_stale(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
     try:
         listener.bind(os.fspath(path))
+        path.chmod(0o600)  # nobody connects before it listens
         listener.listen(128)
     except OSError as error:
         listener.close()
         raise ConfigError(f"{path}: the embedded xenstore can't listen there: {error}") from error
-    finally:
-        os.umask(before)
     return listener
 
 

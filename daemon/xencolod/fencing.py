@@ -1,7 +1,9 @@
 """The operator's fencing command: it alone may say that the primary is dead."""
 
 import os
+import signal
 import subprocess
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     from xencolod.replicator import Replicator
 
 _WORDS_MAX = 400
+#: Seconds from SIGTERM to SIGKILL.
+_TERM_TIMEOUT = 5.0
 
 
 async def fence(owner: "Replicator") -> bool:
@@ -52,6 +56,8 @@ async def _run(command: list[str], environment: dict[str, str]) -> str:
             stdout=subprocess.DEVNULL,
             capture_stderr=True,
             check=False,
+            start_new_session=True,
+            deliver_cancel=_end,
         )
     except OSError as error:
         return f"{command[0]}: {error.strerror}"
@@ -59,3 +65,11 @@ async def _run(command: list[str], environment: dict[str, str]) -> str:
         return ""
     words = " / ".join(done.stderr.decode("utf-8", "backslashreplace").splitlines()[-3:])
     return f"it ended with status {done.returncode}: {words[-_WORDS_MAX:]}"
+
+
+async def _end(process: trio.Process) -> None:
+    """End a command with all that it has started: a late one would fence a primary that has come back."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        await trio.sleep(_TERM_TIMEOUT)

@@ -78,6 +78,7 @@ class Group:
     :ivar session: the replication session that this side is in or about to begin.
     :ivar ended: the session that was given up last.
     :ivar number: of the last checkpoint in the session.
+    :ivar asked_number: of the one that is being taken.
     """
 
     def __init__(self, domid: int, host: Host) -> None:
@@ -91,7 +92,7 @@ class Group:
         self.later_generation: int | None = None
         self.peer_generation: int | None = None
         self.session: str | None = None
-        self.number = 0
+        self.number = self.asked_number = 0
         self.checkpoint_time: int | None = None
         self.resync: Resync | None = None
         self.times = Times()
@@ -226,6 +227,10 @@ class Group:
                 for disk in self.disks
             ]
         )
+
+    def measure_anew(self) -> None:
+        """Forget how long the disks are: under a QEMU they stay so, between two they may be resized."""
+        self._lengths.clear()
 
     async def _length(self, disk: Disk) -> int:
         key = disk.pdev_path or "", disk.format

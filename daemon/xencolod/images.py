@@ -73,8 +73,10 @@ async def check(disk: Disk) -> tuple[ImageState, ImageState]:
     return (await _look(_chain(disk)))[1]
 
 
-async def prepare(disk: Disk, *, make: bool) -> None:
+async def prepare(disk: Disk, *, make: bool) -> list[str]:
     """See to it that active and hidden disk are there, empty, and as long as the secondary disk.
+
+    Return the paths of those that were made.
 
     With ``make``, an absent one is made and a used one replaced, which throws away what it held: never
     while the record has a failover of this disk that is not finished. What is no such image is never
@@ -84,12 +86,15 @@ async def prepare(disk: Disk, *, make: bool) -> None:
     """
     chain = _chain(disk)
     size, found = await _look(chain)
+    made = []
     for path, state, reason in found:
         if state is State.EMPTY:
             continue
         if not make or state is State.WRONG or await _driver(path) == "host_device":
             raise ImageError(path, f"{reason}; {_remedy(path, state, size)}")
         await _make(path, size)
+        made.append(path)
+    return made
 
 
 async def make_whole(chain: Chain) -> None:
@@ -318,13 +323,9 @@ async def _qemu_img(path: str, *arguments: str, bounded: bool = True) -> bytes:
         )
     except OSError as error:
         raise ImageError(path, f"qemu-img: {error.strerror}; install qemu-utils") from error
-    output, complaint = bytearray(), bytearray()
     try:
         with trio.fail_after(seconds):
-            async with trio.open_nursery() as nursery:
-                for stream, into in ((process.stdout, output), (process.stderr, complaint)):
-                    if stream:
-                        nursery.start_soon(_read, stream, into)
+            output, complaint = await _said(process)
             if len(output) < _OUTPUT_MAX:
                 await process.wait()
     except trio.TooSlowError:
@@ -339,7 +340,17 @@ async def _qemu_img(path: str, *arguments: str, bounded: bool = True) -> bytes:
     if process.returncode and len(output) < _OUTPUT_MAX:
         words = _words(complaint.decode("utf-8", "backslashreplace"), arguments[-1])
         raise ImageError(path, words or f"qemu-img {arguments[0]} ended with {process.returncode}")
-    return bytes(output)
+    return output
+
+
+async def _said(process: trio.Process) -> tuple[bytes, bytes]:
+    """Return what it says on stdout and on stderr, the first `_OUTPUT_MAX` bytes of each."""
+    output, complaint = bytearray(), bytearray()
+    async with trio.open_nursery() as nursery:
+        for stream, into in ((process.stdout, output), (process.stderr, complaint)):
+            if stream:
+                nursery.start_soon(_read, stream, into)
+    return bytes(output), bytes(complaint)
 
 
 async def _read(stream: trio.abc.ReceiveStream, into: bytearray) -> None:

@@ -174,12 +174,17 @@ async def obey(owner: "Replicator", command: Command) -> str:
 
 
 async def _fail_over(owner: "Replicator", *, force: bool) -> str:
-    record = owner.performer.known
-    event = failover_event(in_sync=record.in_sync, force=force)
-    if event is None:
+    performer = owner.performer
+
+    def event() -> Event | None:
+        return failover_event(in_sync=performer.known.in_sync, force=force)
+
+    # When its turn has come, the disks may hold no checkpoint any more.
+    if wanted := event():
+        await owner.push(wanted, void=lambda: event() is None).outcome()
+    if performer.known.role is not Role.PRIMARY:
         raise CommandError(_NOTHING_TO_TAKE_OVER)
-    await owner.push(event).outcome()
-    return f"generation {owner.performer.known.generation}"
+    return f"generation {performer.known.generation}"
 
 
 async def _resync(owner: "Replicator", command: Command) -> str:

@@ -13,14 +13,20 @@ class Occurrence:
     """An event in the queue, and who waits for what becomes of it.
 
     :ivar begin: called when the table takes it, just before its actions: what it brings with it.
+    :ivar void: whether it means nothing any more, asked when its turn has come: who asked has gone.
     """
 
     def __init__(
-        self, event: Event, error: str | None = None, begin: Callable[[], None] = lambda: None
+        self,
+        event: Event,
+        error: str | None = None,
+        begin: Callable[[], None] = lambda: None,
+        void: Callable[[], bool] = lambda: False,
     ) -> None:
         self.event = event
         self.error = error
         self.begin = begin
+        self.void = void
         self._failure: XencoloError | None = None
         self._over = trio.Event()
 

@@ -14,7 +14,7 @@ import trio
 from xencolo import link as peer
 from xencolo.disk import Role
 from xencolo.errors import LinkClosed, LinkSilent, ReplicationError
-from xencolo.record import chain_of
+from xencolo.record import chain_of, latest_generation
 from xencolo.replication import Action
 from xencolo.status import Resync
 from xencolod.group import Group, Host
@@ -97,7 +97,7 @@ class Performer(Group):
 
     async def _checkpoint(self) -> None:
         await self.either.checkpoint()
-        self.checkpoint_time = int(time.time())
+        self.number, self.checkpoint_time = self.asked_number, int(time.time())
 
     # -- primary -----------------------------------------------------------------------------------
 
@@ -125,16 +125,17 @@ class Performer(Group):
         await self.primary.finish_mirror()
 
     async def _start_peer(self) -> None:
+        self.assume_equal = False  # from here on they may differ
+        # Before the secondary records that it holds a checkpoint of this primary.
+        await self.save(diverged=True)
         await self.ask(peer.Start(self._session()))
 
     async def _attach(self) -> None:
-        self.assume_equal = False  # from here on they may differ
-        await self.save(diverged=True)
         await self.primary.attach()
 
     async def _checkpoint_peer(self) -> None:
-        self.number += 1
-        await self.ask(peer.Checkpoint(self._session(), self.number))
+        self.asked_number = self.number + 1
+        await self.ask(peer.Checkpoint(self._session(), self.asked_number))
 
     async def _release_peer(self) -> None:
         """Tell the peer, if it can be told: else it sees by itself that its primary has gone."""
@@ -176,8 +177,8 @@ class Performer(Group):
         self._renew()
 
     async def _record_stale(self) -> None:
-        generation = self.peer_generation or self.known.generation
-        await self.save(in_sync=False, generation=max(generation, self.known.generation))
+        generation = latest_generation(self.known, self.peer_generation)
+        await self.save(in_sync=False, generation=generation)
 
     async def _record_in_sync(self) -> None:
         self.number = 0
@@ -190,7 +191,8 @@ class Performer(Group):
 
     async def _record_failover(self) -> None:
         chains = tuple(chain_of(disk) for disk in self.disks)
-        await self.save(generation=self.known.generation + 1, unfinished=chains)
+        generation = latest_generation(self.known, self.peer_generation) + 1
+        await self.save(generation=generation, unfinished=chains)
 
     async def _failover(self) -> None:
         await self.secondary.failover()

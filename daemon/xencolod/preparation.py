@@ -1,10 +1,10 @@
 """What must be so before a domain's QEMU is started: its record, its disks made whole, its images."""
 
 from xencolo.disk import Role
-from xencolo.errors import ImageError, ReplicationError
+from xencolo.errors import ImageError, RecordError, ReplicationError
 from xencolo.paths import colo_path
 from xencolo.plan import Domain, Launch
-from xencolo.record import Record
+from xencolo.record import Record, latest_generation
 from xencolo.status import RECORD
 from xencolod import images
 from xencolod.log import Logger, emit
@@ -22,12 +22,28 @@ def as_recorded(view: Domain, record: Record | None, running: Launch | None) -> 
         return view._replace(promoted=running is not None and running.role is Role.SECONDARY)
     if not view.uuid or record.uuid != view.uuid.lower():
         return view
-    if record.role is Role.SECONDARY and not record.unfinished:
-        wrong = view.wanted_role is Role.PRIMARY and view.role_error is None
+    plain = record.role is Role.SECONDARY and view.wanted_role is Role.NONE
+    if plain or (record.role is Role.SECONDARY and not record.unfinished):
+        wrong = view.wanted_role is not Role.SECONDARY and view.role_error is None
         return view._replace(role=None, role_error=NO_PRIMARY) if wrong else view
     # While it takes over, its role node says primary before the record does: its QEMU must not be
     # replaced for that.
     return view._replace(promoted=record.promoted or bool(record.unfinished))
+
+
+async def recall(performer: Performer, view: Domain) -> Domain:
+    """Have the record read of a domain whose COLO disks are to be plain ones; return it as it is then.
+
+    What a secondary's disk holds is no guest's disk without its active and hidden images.
+    """
+    colo = any(device.is_colo for device in view.devices.values())
+    if performer.record or not view.uuid or not colo or view.role is not Role.NONE:
+        return view
+    try:
+        performer.record = await performer.host.records.load(view.uuid.lower())
+    except RecordError as error:
+        return view._replace(role=None, role_error=str(error))
+    return view
 
 
 _NO_UUID = "the domain has no uuid (/local/domain/{}/vm), by which its generation is kept: create it with one"
@@ -76,13 +92,16 @@ async def assume_role(performer: Performer, role: Role) -> bool:
         return False
     # The operator has made the primary of before a secondary.
     await performer.save(
-        role=role, promoted=False, in_sync=False, superseded_by=None, peer=None, detached=False
+        role=role,
+        generation=latest_generation(performer.known),
+        **dict.fromkeys(("promoted", "in_sync", "detached"), False),
+        **dict.fromkeys(("superseded_by", "peer")),
     )
     return True
 
 
 NO_PRIMARY = (
-    "its disks are a secondary's, and only a failover makes it a primary: set its role to secondary, "
+    "its disks are a secondary's, and only a failover makes them a guest's own: set its role to secondary, "
     "then xencolo failover"
 )
 
@@ -116,5 +135,5 @@ async def ready_images(performer: Performer, role: Role, log: Logger) -> None:
                 raise ImageError(path, reason)
     await performer.save(in_sync=False)
     for disk in performer.disks:
-        await images.prepare(disk, make=config.replication.make_images)
-        emit(log, "images.made", devid=disk.devid, vdev=disk.vdev, path=disk.active_disk)
+        for path in await images.prepare(disk, make=config.replication.make_images):
+            emit(log, "images.made", devid=disk.devid, vdev=disk.vdev, path=path)

@@ -83,7 +83,9 @@ class Process:
     """A living QEMU, held by a pidfd: whatever is done to it can't reach another process.
 
     :ivar argv: what it was started with.
+    :ivar output_start: bytes that were in its output file before it was started; 0 if it was adopted.
     :ivar socket: path of its QMP socket.
+    :ivar started: on trio's clock, when it was started or found.
     """
 
     def __init__(self, pid: int, pidfd: int, argv: Sequence[str], where: Files) -> None:

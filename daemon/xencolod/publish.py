@@ -108,13 +108,12 @@ class Publisher:
         self._lock = trio.Lock()
         self._waiting: list[_Saying] = []
         self._written: dict[int, dict[str, str]] = {}
-        # What is under way when something is forgotten is not remembered: it may be of before.
         self._forgotten = 0
 
     def forget(self, domid: int | None = None) -> None:
         """Take nothing of a domain, or of any, for written any more: somebody removed it."""
-        self._forgotten += 1
         if domid is None:
+            self._forgotten += 1  # what is under way may have been read before
             self._written.clear()
         else:
             self._written.pop(domid, None)
@@ -134,8 +133,7 @@ class Publisher:
         values = published(domid, self._own, status)
         if domid not in self._written:
             # What stands is read before: a transaction that reads takes longer, and others wait for it.
-            forgotten = self._forgotten
-            standing = await self._standing(self._client, domid, values)
+            forgotten, standing = self._forgotten, await self._standing(self._client, domid, values)
             if forgotten == self._forgotten:
                 self._written[domid] = standing
         if self._written.get(domid) == values:

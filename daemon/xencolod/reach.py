@@ -31,8 +31,10 @@ class Owner(Protocol):
     def accepted(self) -> bool:
         """Whether nothing forbids to replicate now."""
 
-    def push(self, event: Event, error: str | None = None) -> object:
-        """Tell of an event."""
+    def push(
+        self, event: Event, error: str | None = None, *, void: Callable[[], bool] = ...
+    ) -> object:
+        """Tell of an event; ``void`` says when it means nothing any more."""
 
     def superseded(self, generation: int) -> None:
         """Tell that the other host is the primary of a later generation."""
@@ -143,6 +145,8 @@ class Reach:
             self._say(error)
             if welcomed:
                 self._lost(error)
+            else:  # the guest writes on, and whenever the peer comes, the disks are not equal any more
+                self._performer.assume_equal = False
         finally:
             self._performer.link = None
 
@@ -159,6 +163,7 @@ class Reach:
                 name=record.name,
                 generation=record.generation,
                 session=performer.session,
+                diverged=record.diverged,
                 disks=await performer.infos(),
             )
         )
@@ -166,7 +171,9 @@ class Reach:
             raise LinkClosed(f"{type(welcome).__name__} is no answer to a hello")
         performer.link, performer.nbd = link, (host, welcome.port)
         self.error, self._lost_at = None, None
-        self._owner.push(met(performer.session, welcome, equal=performer.assumes_equal))
+        means = met(performer.session, welcome, equal=performer.assumes_equal)
+        # No welcome outlives its link, and none is another host's.
+        self._owner.push(means, void=lambda: performer.link is not link)
 
     def _refused(self, refusal: LinkRefused) -> None:
         self._say(refusal)

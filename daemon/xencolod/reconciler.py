@@ -37,7 +37,7 @@ from xencolod.hub import Hub
 from xencolod.log import emit
 from xencolod.obeying import Obeying
 from xencolod.places import any_forbidden, only_allowed
-from xencolod.preparation import as_recorded
+from xencolod.preparation import as_recorded, recall
 from xencolod.process import domains_with_qemu, files
 from xencolod.publish import Publisher
 from xencolod.replicator import Replicator, Seen
@@ -347,8 +347,9 @@ class Reconciler:
         if known.crew is None and (view.managed or view.command):
             await self._supervise(view.domid, known)
         if known.crew:
-            record = known.crew.replicator.performer.record
-            view = as_recorded(view, record, known.machine.launch)
+            performer = known.crew.replicator.performer
+            view = await recall(performer, view)
+            view = as_recorded(view, performer.record, known.machine.launch)
         policy = self._policy()
         decided = plan(view, known.machine, policy, missing)
         unsized = not (policy.memory or view.memory)

@@ -11,10 +11,19 @@ import trio
 
 from xencolo.disk import Role
 from xencolo.errors import LinkClosed, LinkError, UnexpectedEvent, XencoloError
-from xencolo.observed import forbidden, hangs_up, is_moot, needs_fencing, still, supersedes
+from xencolo.observed import (
+    forbidden,
+    hangs_up,
+    is_moot,
+    minds_bypass,
+    needs_fencing,
+    still,
+    supersedes,
+)
 from xencolo.plan import Domain, Launch
 from xencolo.qmp import Event as QmpEvent
-from xencolo.replication import Action, Event, Place, Step, step
+from xencolo.record import latest_generation
+from xencolo.replication import Action, Event, Place, Step, failure, step
 from xencolo.status import DomainState, DomainStatus, ReplicationStatus
 from xencolod.answering import Answering
 from xencolod.fencing import fence
@@ -30,15 +39,6 @@ _S = DomainState
 
 #: Where the domain is alone: a link that led nowhere is given up, and tried again later.
 _ALONE = {_S.STANDALONE, _S.DEGRADED, _S.PROMOTED, _S.LAUNCHING, _S.FAILED}
-#: Where a primary writes, or is about to write, to a secondary, and where that says so.
-_CAN_BE_BYPASSED = {
-    *(
-        Place(Role.PRIMARY, state)
-        for state in (_S.STANDALONE, _S.PROMOTED, _S.RESYNCING, _S.REPLICATING)
-    ),
-    Place(Role.SECONDARY, _S.REPLICATING),
-}
-_SUSPENDED = Place(Role.PRIMARY, _S.DEGRADED)
 #: What the reconciler says of a domain whose replication has more to say.
 _COVERED = {_S.RUNNING, _S.LAUNCHING}
 
@@ -103,6 +103,7 @@ class Replicator:
                 # What forbids to replicate may ask something of this QEMU too.
                 self.push(Event.RETRY)
             self.performer.qmp = seen.qmp if self.performer.disks else None
+            self.performer.measure_anew()
         self._accept(seen, before)
         self._demote(seen)
         self.poke()
@@ -140,14 +141,13 @@ class Replicator:
             self.push(Event.ACCEPTED)
         if seen.bypassed and (before is None or before.bypassed != seen.bypassed):
             emit(self.log, "replication.bypassed", vdevs=list(seen.bypassed))
-        if seen.bypassed and self._can_be_bypassed:
+        if seen.bypassed and minds_bypass(
+            self.place,
+            self.performer.record,
+            session=self.performer.session is not None,
+            linked=self.answering.peer is not None,
+        ):
             self.push(Event.BYPASSED, _bypassed(seen.bypassed))
-
-    @property
-    def _can_be_bypassed(self) -> bool:
-        """Whether a write past the quorum matters: a session that was suspended must not go on after it."""
-        suspended = self.place == _SUSPENDED and self.performer.session is not None
-        return suspended or self.place in _CAN_BE_BYPASSED
 
     def _demote(self, seen: Seen) -> None:
         """Replace the QEMU of a promoted domain that the operator makes a secondary again.
@@ -215,10 +215,14 @@ class Replicator:
     # -- events --------------------------------------------------------------------------------------
 
     def push(
-        self, event: Event, error: str | None = None, begin: Callable[[], None] = lambda: None
+        self,
+        event: Event,
+        error: str | None = None,
+        begin: Callable[[], None] = lambda: None,
+        void: Callable[[], bool] = lambda: False,
     ) -> Occurrence:
         """Queue an event; nothing is awaited."""
-        occurrence = Occurrence(event, error, begin)
+        occurrence = Occurrence(event, error, begin, void)
         self._queue.add(occurrence)
         return occurrence
 
@@ -263,10 +267,9 @@ class Replicator:
         """Do what the table says; return whether it says anything and was done."""
         before = role, state = self.place
         if role is Role.PRIMARY:
-            linked = self.performer.link is not None
-            occurrence.event = still(occurrence.event, self.performer.record, linked=linked)
+            occurrence.event = still(occurrence.event, self.performer.record)
         event = occurrence.event
-        if is_moot(before, event):
+        if is_moot(before, event) or occurrence.void():
             occurrence.finish()
             return False
         try:
@@ -310,7 +313,7 @@ class Replicator:
         performer = self.performer
         performer.begin()
         if Action.RECORD_FAILOVER in todo.actions:
-            generation = performer.known.generation + 1
+            generation = latest_generation(performer.known, performer.peer_generation) + 1
             emit(self.log, "failover.started", generation=generation, cause=event.value)
         for action in todo.actions:
             began = trio.current_time()
@@ -332,8 +335,7 @@ class Replicator:
         if self.performer.lost_qemu:
             self.qemu_lost()
             return
-        gone = isinstance(error, LinkClosed) and self.place.role is Role.PRIMARY
-        what = Event.PEER_LOST if gone else Event.ACTION_FAILED
+        what = failure(self.place.role, action, closed=isinstance(error, LinkClosed))
         self._queue.put_first(Occurrence(what, str(error)))
         if isinstance(error, LinkError):
             self.reach.hang_up()
@@ -382,7 +384,7 @@ class Replicator:
     async def _run_fence(self, scope: trio.CancelScope) -> None:
         with scope:
             if await fence(self):
-                self.push(Event.FENCED)
+                self.push(Event.FENCED, void=lambda: not self.performer.known.in_sync)
 
 
 def _bypassed(vdevs: Sequence[str]) -> str:

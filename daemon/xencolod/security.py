@@ -45,7 +45,7 @@ def secured_by(keys: Keys) -> Security:
     try:
         server = _context(ssl.PROTOCOL_TLS_SERVER, keys)
         client = _context(ssl.PROTOCOL_TLS_CLIENT, keys)
-    except (ssl.SSLError, ValueError) as error:
+    except (OSError, ValueError) as error:  # SSLError is an OSError
         raise KeysError(keys.path, f"OpenSSL can't use it: {error}") from error
     # A resumed session would do without the certificates.
     server.num_tickets = 0

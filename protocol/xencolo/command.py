@@ -81,7 +81,8 @@ _RULES = (
             Option(
                 "assume-equal",
                 "",
-                "Copy nothing: the operator knows that the disks of both hosts are the same.",
+                "Copy nothing: the operator knows that the disks of both hosts are the same. It is no "
+                "more believed once the secondary could not be reached.",
             ),
         ),
         (Role.PRIMARY,),

@@ -213,10 +213,14 @@ def _read_only(node: Any) -> Any:  # noqa: ANN401 - JSON
 # -- as -blockdev and -device -------------------------------------------------------------------
 
 
+# Made once: json.dumps makes an encoder for each call that is given options.
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def _blockdev(drive: Drive, nodes: list[_Node]) -> Iterator[str]:
     for node in nodes:
         yield "-blockdev"
-        yield json.dumps(node, ensure_ascii=False, separators=(",", ":"))
+        yield _to_json(node)
     bus, number = drive.place
     model = "ide-cd" if drive.disk.is_cdrom else f"{bus}-hd"
     medium = f"drive={nodes[-1]['node-name']}," if nodes else ""

@@ -16,7 +16,7 @@ from msgspec import Meta
 from xencolo.errors import LinkProtocolError
 from xencolo.record import Uuid
 
-VERSION = 1
+VERSION = 2
 LINE_MAX = 1 << 16
 DISKS_MAX = 256
 
@@ -56,6 +56,7 @@ class Hello(_Message, frozen=True, kw_only=True):
     :ivar uuid: the domain's, in small letters; domids differ between hosts.
     :ivar generation: of the asking side's record.
     :ivar session: the replication session that its QEMU is in.
+    :ivar diverged: its record says that it has replicated before, or took over.
     """
 
     version: int = VERSION
@@ -63,6 +64,7 @@ class Hello(_Message, frozen=True, kw_only=True):
     name: Name
     generation: Whole
     session: Session | None = None
+    diverged: bool = False
     disks: Annotated[tuple[DiskInfo, ...], Meta(max_length=DISKS_MAX)] = ()
 
 

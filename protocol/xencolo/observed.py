@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Literal
 
 from xencolo.disk import Role
-from xencolo.link import Welcome
+from xencolo.link import Hello, Welcome
 from xencolo.record import Record
 from xencolo.replication import Event, Place
 from xencolo.status import DomainState as State
@@ -68,6 +68,14 @@ def rejection(record: Record, generation: int) -> Literal["generation", "state"]
     return "state" if record.role is Role.PRIMARY else None
 
 
+def is_stranger(record: Record, hello: Hello) -> bool:
+    """Return whether a primary is not the one whose checkpoint a secondary holds: it has never replicated.
+
+    So it is where a lost host was built anew, with the nodes of before and empty disks.
+    """
+    return record.in_sync and not hello.diverged
+
+
 def forbidden(record: Record | None) -> Event:
     """Return the event of a domain that may not replicate; the guest of a superseded one stands still."""
     return Event.SUPERSEDED if record and is_superseded(record) else Event.REFUSED
@@ -113,21 +121,32 @@ def is_moot(place: Place, event: Event) -> bool:
     return place == _BEGINNING and event in {Event.PEER_LOST, Event.PEER_SILENT}
 
 
-def still(event: Event, record: Record | None, *, linked: bool) -> Event:
-    """Return what an event means to a primary when its turn has come.
+def still(event: Event, record: Record | None) -> Event:
+    """Return what an event means to a primary when its turn has come: it may have been superseded since."""
+    return forbidden(record) if event is Event.REFUSED else event
 
-    No welcome outlives its link; and what is refused may have been superseded since.
+
+def may_agree(place: Place, record: Record, session: str | None, theirs: str | None) -> bool:
+    """Return whether a secondary may go on with the session that its primary names.
+
+    Not once its disks were written to past it: they hold no checkpoint then, and get none in this session.
     """
-    if event is Event.REFUSED:
-        return forbidden(record)
-    over = event in {Event.PEER_AGREES, Event.PEER_EQUAL, Event.PEER_READY} and not linked
-    return Event.PEER_LOST if over else event
-
-
-def may_agree(place: Place, session: str | None, theirs: str | None) -> bool:
-    """Return whether a secondary may go on with the session that its primary names."""
     same = session is not None and session == theirs
-    return same and place in {_IN_FORCE, _SUSPENDED}
+    return same and record.in_sync and place in {_IN_FORCE, _SUSPENDED}
+
+
+def minds_bypass(place: Place, record: Record | None, *, session: bool, linked: bool) -> bool:
+    """Return whether a write past QEMU matters: where disks are replicated, or about to be.
+
+    :param session: this side is in one: suspended, it must not go on after such a write.
+    :param linked: a primary speaks to this secondary, and may be copying its disks.
+    """
+    role, state = place
+    if role is Role.PRIMARY:
+        return state in _WRITES or (state is State.DEGRADED and session)
+    if state is State.LISTENING:
+        return linked
+    return record is not None and record.in_sync and state is not State.FAILING_OVER
 
 
 def is_prepared(place: Place) -> bool:
@@ -151,6 +170,8 @@ def hangs_up(event: Event) -> bool:
     return event in _BY_ITSELF
 
 
+#: States of a primary that writes, or is about to write, to a secondary.
+_WRITES = {State.STANDALONE, State.PROMOTED, State.RESYNCING, State.REPLICATING}
 _IN_FORCE = Place(Role.SECONDARY, State.REPLICATING)
 _BEGINNING = Place(Role.SECONDARY, State.LAUNCHING)
 _SUSPENDED = Place(Role.SECONDARY, State.DEGRADED)

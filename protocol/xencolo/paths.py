@@ -73,9 +73,9 @@ def backend_root(backend_domid: int) -> str:
     return f"/local/domain/{backend_domid}/backend"
 
 
-def device_model_path(domid: int, toolstack_domid: int = 0) -> str:
-    """Return where the device model of a domain says how it is."""
-    return f"/local/domain/{toolstack_domid}/device-model/{domid}"
+def device_model_path(domid: int, dm_domid: int = 0) -> str:
+    """Return where the device model of a domain, which runs in ``dm_domid``, says how it is."""
+    return f"/local/domain/{dm_domid}/device-model/{domid}"
 
 
 def mark_path(own_domid: int) -> str:

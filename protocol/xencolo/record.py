@@ -80,6 +80,14 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ValueError("a promoted domain is a primary")
 
 
+def latest_generation(record: Record, heard: int | None = None) -> int:
+    """Return the latest generation that a host knows of; that of one that takes over has to be later.
+
+    :param heard: of the primary that spoke to it last.
+    """
+    return max(record.generation, record.superseded_by or 0, heard or 0)
+
+
 def check_uuid(uuid: str) -> str:
     """Return the uuid if it can name a record.
 

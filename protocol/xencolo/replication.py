@@ -206,7 +206,8 @@ def _primary_rows() -> Iterator[tuple[Key, Step]]:
         yield _row(_P, state, _E.ACTION_FAILED, then=_S.FAILED)
     # The guest's writes may hang in the connection to a secondary whose QEMU hangs, and QEMU with them.
     yield _row(_P, _S.DEGRADED, _E.ACTION_FAILED, *_CLEAN_UP, during=_S.FAILED, then=_S.DEGRADED)
-    yield _row(_P, _S.DEGRADED, _E.PEER_AGREES, then=_S.REPLICATING)
+    # A write may have failed meanwhile.
+    yield _row(_P, _S.DEGRADED, _E.PEER_AGREES, _A.CHECK, then=_S.REPLICATING)
 
     yield _row(
         *(_P, _S.RESYNCING, _E.MIRRORED, _A.PAUSE, _A.FINISH_MIRROR, *_SWITCH), then=_S.REPLICATING
@@ -220,7 +221,7 @@ def _primary_rows() -> Iterator[tuple[Key, Step]]:
         *(_A.CHECKPOINT_PEER, _A.CHECKPOINT, _A.RESUME),
         then=_S.REPLICATING,
     )
-    # It may come in the middle of a checkpoint, with the guest paused.
+    # It may come in the middle of a checkpoint that the peer was not asked for yet, with the guest paused.
     yield _row(_P, _S.REPLICATING, _E.PEER_LOST, _A.RESUME, during=_S.DEGRADED, then=_S.DEGRADED)
     for event in (_E.ACTION_FAILED, _E.QEMU_ERROR, _E.PEER_SILENT, _E.BYPASSED):
         yield _row(_P, _S.REPLICATING, event, *_CLEAN_UP, during=_S.DEGRADED, then=_S.DEGRADED)
@@ -235,8 +236,6 @@ def _primary_rows() -> Iterator[tuple[Key, Step]]:
     # It was so where it was seen; where it matters it is seen again.
     for state in (_S.LAUNCHING, _S.FAILED):
         yield _row(_P, state, _E.BYPASSED, then=state)
-    for state in (_S.LAUNCHING, _S.DEGRADED, _S.FAILED):
-        yield _row(_Q, state, _E.BYPASSED, then=state)
     for event in (_E.ACCEPTED, _E.RETRY):
         yield _row(_P, _S.FAILED, event, then=_S.LAUNCHING)
     for event in (_E.ACTION_FAILED, _E.PEER_LOST, _E.PEER_SILENT):
@@ -284,8 +283,16 @@ def _secondary_rows() -> Iterator[tuple[Key, Step]]:
         _Q, _S.REPLICATING, _E.PEER_CHECKPOINTS, _A.CHECK, _A.CHECKPOINT, then=_S.REPLICATING
     )
     yield _row(_Q, _S.REPLICATING, _E.PEER_AGREES, then=_S.REPLICATING)
-    for event in (_E.ACTION_FAILED, _E.QEMU_ERROR, _E.BYPASSED):
+    for event in (_E.ACTION_FAILED, _E.QEMU_ERROR):
         yield _row(_Q, _S.REPLICATING, event, then=_S.DEGRADED)
+    # Its own guest has written into the secondary disk itself: what was the checkpoint there is none now.
+    yield _row(
+        *(_Q, _S.REPLICATING, _E.BYPASSED, _A.RECORD_STALE), during=_S.DEGRADED, then=_S.DEGRADED
+    )
+    for state in (_S.LAUNCHING, _S.DEGRADED, _S.FAILED):
+        yield _row(_Q, state, _E.BYPASSED, _A.RECORD_STALE, then=state)
+    # It hangs up, which ends the copying that its guest has written into.
+    yield _row(_Q, _S.LISTENING, _E.BYPASSED, then=_S.LISTENING)
     yield _row(_Q, _S.DEGRADED, _E.PEER_AGREES, then=_S.REPLICATING)
     yield _row(_Q, _S.DEGRADED, _E.ACTION_FAILED, then=_S.FAILED)
     for state in (_S.REPLICATING, _S.DEGRADED):
@@ -301,6 +308,7 @@ def _secondary_rows() -> Iterator[tuple[Key, Step]]:
 
     # The record says that it is unfinished: QEMU is looked at again and the rest is done.
     yield _row(_Q, _S.FAILING_OVER, _E.ACTION_FAILED, then=_S.FAILED)
+    yield _row(_Q, _S.FAILED, _E.ACTION_FAILED, then=_S.FAILED)
 
     for event in (_E.ACCEPTED, _E.RETRY):
         yield _row(_Q, _S.FAILED, event, then=_S.LAUNCHING)
@@ -323,6 +331,18 @@ def step(place: Place, event: Event) -> Step:
 def expected(place: Place) -> frozenset[Event]:
     """Return the events that a state expects."""
     return frozenset(event for role, state, event in TABLE if (role, state) == place)
+
+
+def failure(role: Role, action: Action, *, closed: bool) -> Event:
+    """Return the event that an action which failed is.
+
+    A primary that loses its link may go on with the session, but not from the middle of a checkpoint: the
+    secondary may still take it, of whatever the guest has written by then.
+
+    :param closed: the link to the peer has ended.
+    """
+    lost = closed and role is Role.PRIMARY and action is not Action.CHECKPOINT_PEER
+    return Event.PEER_LOST if lost else Event.ACTION_FAILED
 
 
 def failover_event(*, in_sync: bool, force: bool) -> Event | None:

@@ -1,4 +1,4 @@
-"""One xencolod for each runtime directory."""
+"""What xencolod needs for itself: one runtime directory, and a place for its own store."""
 
 import os
 import signal
@@ -43,3 +43,20 @@ def test_a_second_one_is_refused_and_none_is_locked_out_by_a_child(tmp_path: Pat
         first.kill()
         os.kill(child, signal.SIGKILL)
         first.stdout.close()
+
+
+def test_a_store_that_can_be_nowhere_is_one_line(tmp_path: Path) -> None:
+    config = tmp_path / "xencolod.toml"
+    config.write_text(f'[daemon]\nruntime_directory = "{tmp_path}/run"\n')
+    program = Path(sys.executable).with_name("xencolod")
+    socket = config / "run" / "socket"
+    done = subprocess.run(
+        [program, "--config", config, "--xenstore", f"embedded:{socket}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"xencolod: {socket}: the embedded xenstore can't be there: ")
+    assert done.stderr.count("\n") == 1

@@ -145,14 +145,14 @@ async def test_a_path_that_leads_nowhere(path: str, reason: str) -> None:
 
 async def test_both_are_made(disk: Disk) -> None:
     assert await states(disk) == [State.ABSENT, State.ABSENT]
-    await prepare(disk, make=True)
+    assert await prepare(disk, make=True) == [disk.active_disk, disk.hidden_disk]
     assert await states(disk) == [State.EMPTY, State.EMPTY]
     for field in ("active_disk", "hidden_disk"):
         assert await length(getattr(disk, field), Format.QCOW2) == SIZE
         assert path_of(disk, field).stat().st_mode & 0o777 == 0o600
     assert names(path_of(disk, "active_disk").parent) == ["active", "hidden", "secondary"]
     before = path_of(disk, "active_disk").stat()
-    await prepare(disk, make=True)
+    assert await prepare(disk, make=True) == []
     assert path_of(disk, "active_disk").stat() == before  # what is right is left alone
     await prepare(disk, make=False)
 

@@ -440,14 +440,14 @@ async def test_a_message_that_is_cut_off_is_not_performed() -> None:
 async def test_another_version_is_told_and_dropped() -> None:
     async with served() as end:
         async with end.raw() as stream:
-            await stream.send_all(b'{"id":7,"message":{"type":"hello","version":2,"x":1}}\n')
+            await stream.send_all(b'{"id":7,"message":{"type":"hello","version":3,"x":1}}\n')
             number, reply = decode_reply(await read_all(stream))
             assert number == 7
             assert isinstance(reply, Refusal)
             assert reply.kind == "version"
         async with end.link() as link:
             with pytest.raises(LinkRefused, match="install the same xencolo") as refused:
-                await link.ask(Hello(version=2, uuid=HELLO.uuid, name="web", generation=1))
+                await link.ask(Hello(version=3, uuid=HELLO.uuid, name="web", generation=1))
             assert refused.value.kind == "version"
             assert isinstance(await link.wait_closed(), LinkClosed)
         await end.until_logged("link.refused")

@@ -100,10 +100,15 @@ class Caller:
         message: dict[str, Any] = reply["message"]
         return message
 
+    @staticmethod
+    def fields(generation: int = 1, session: str | None = None, **changed: Any) -> dict[str, Any]:
+        """Return what a hello says for the domain that all tests have."""
+        fields = {"version": 2, "uuid": UUID, "name": "web", "generation": generation}
+        return fields | {"session": session, "diverged": True, "disks": INFOS} | changed
+
     def hello(self, generation: int = 1, session: str | None = None, **changed: Any) -> Any:
         """Say hello for the domain that all tests have."""
-        fields = {"version": 1, "uuid": UUID, "name": "web", "generation": generation}
-        return self("hello", **(fields | {"session": session, "disks": INFOS} | changed))
+        return self("hello", **self.fields(generation, session, **changed))
 
     def close(self) -> None:
         """Hang up."""

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.e2e.host import end
-from tests.e2e.site import DOMID, Member, frozen, replicating
+from tests.e2e.host import end, until
+from tests.e2e.site import DOMID, Member, frozen, listening, replicating
 
 #: Nothing here waits for a deadline.
 PATIENT = {"link": {"timeout": 20}, "replication": {"qmp_timeout": 20, "poll": 60}}
@@ -122,3 +122,58 @@ def test_on_the_secondary(two: list[Member]) -> None:
     b.store.write(f"/libxl/{DOMID}/type", "hvm")
     for member in two:
         member.is_("replicating")
+
+
+@pytest.mark.walks("secondary replicating bypassed", "secondary degraded peer-prepares")
+def test_what_a_guest_of_the_secondary_wrote_past_it_is_no_checkpoint(two: list[Member]) -> None:
+    a, b = two
+    replicating(a, b)
+    session = a.colo("session")
+    bypass(b)
+    b.is_("degraded")
+    b.walks("secondary replicating bypassed")
+    assert b.command("failover").startswith("failover failed: the disks hold no checkpoint")
+    assert not b.record["in_sync"]
+    mark = a.mark()
+    stop_it(b)
+    a.event("resync.done", since=mark)
+    for member in two:
+        member.is_("replicating")
+    assert a.colo("session") != session
+
+
+@pytest.mark.walks("secondary listening bypassed", "primary resyncing peer-lost")
+def test_a_guest_of_the_secondary_writes_past_a_resync(two: list[Member]) -> None:
+    a, b = two
+    a.set(replication={"resync_speed": 1})
+    listening(b, mib=4)
+    a.start()
+    a.add(peer=b, mib=4)
+    a.event("resync.started")
+    mark = a.mark()
+    bypass(b)
+    a.walks("primary resyncing peer-lost", since=mark)
+    stop_it(b)
+    a.event("resync.started", since=mark)
+    for member in two:
+        member.is_("replicating")
+
+
+@pytest.mark.walks("secondary failed bypassed", "secondary failed action-failed")
+def test_it_cannot_be_recorded_that_the_checkpoint_is_spoilt(two: list[Member]) -> None:
+    a, b = two
+    replicating(a, b)
+    a.kill()
+    b.store.write(f"/libxl/{DOMID}/type", "pv")
+    b.is_("failed")
+    place = b.record_path.parent
+    away = place.rename(place.with_name("away"))
+    place.write_bytes(b"no directory")
+    bypass(b)
+    b.walks("secondary failed action-failed")
+    place.unlink()
+    away.rename(place)
+    b.store.write(f"/libxl/{DOMID}/type", "hvm")
+    b.is_("degraded")
+    until(lambda: not b.record["in_sync"], "it is recorded")
+    assert b.command("failover").startswith("failover failed: the disks hold no checkpoint")

@@ -1,5 +1,6 @@
 """Bad input and faults around the life of a replicated disk: each is said, and has a way out."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.host import SDA, XVDA, end, until
-from tests.e2e.site import COLO, DISKS, DOMID, Caller, Member, listening, replicating
+from tests.e2e.site import COLO, DISKS, DOMID, MIB, Caller, Member, listening, replicating
 
 
 def keys(path: Path) -> str:
@@ -48,11 +49,26 @@ def test_a_peer_that_does_not_fit(two: list[Member], tmp_path: Path) -> None:
     assert not a.events("resync.started")
 
 
+def test_a_disk_that_was_made_to_fit(two: list[Member]) -> None:
+    a, b = two
+    a.start()
+    a.add(peer=b)
+    listening(b, mib=2)
+    a.says("is 2097152 bytes long here, and 1048576 on the primary")
+    for disk in b.disks:
+        os.truncate(disk.image, MIB)
+        for node in ("active-disk", "hidden-disk"):
+            Path(disk.nodes[node]).unlink()  # too long now: the daemon makes them
+    end(b.qemu(DOMID))
+    for member in two:
+        member.is_("replicating")
+
+
 def test_a_peer_of_another_version_or_domain(two: list[Member]) -> None:
     b = two[1]
     listening(b)
     caller = Caller(b)
-    assert caller.hello(version=2)["kind"] == "version"
+    assert caller.hello(version=3)["kind"] == "version"
     caller.close()
     caller = Caller(b)
     assert caller.hello(uuid="00000000-0000-4000-8000-000000000000")["kind"] == "domain"
@@ -221,3 +237,64 @@ def test_failover_in_the_middle_of_a_resync(two: list[Member]) -> None:
     for member in two:
         member.is_("replicating")
     until(lambda: not a.colo("resync-total"), "no progress of a resync that is done")
+
+
+def test_a_host_that_was_built_anew_does_not_overwrite_the_last_checkpoint(
+    two: list[Member],
+) -> None:
+    a, b = two
+    replicating(a, b)
+    a.guest.write(XVDA, 0x11, "0", "256k")
+    a.command("checkpoint")
+    a.lose()
+    b.is_("degraded")
+    a.record_path.unlink()
+    for disk in a.disks:
+        Path(disk.image).write_bytes(bytes(1 << 20))
+    a.store.destroy(DOMID)
+    a.disks.clear()
+    a.start()
+    a.add(peer=b)
+    a.is_("standalone")
+    a.says(
+        "the disks there hold the last checkpoint of a primary, and this one has never replicated"
+    )
+    assert b.record["in_sync"]
+    assert b.command("failover") == "failover done generation 2"
+    assert b.guest.holds(XVDA, 0x11, "0", "256k")
+    a.says("another host is the primary of generation 2")
+
+
+def test_the_last_checkpoint_of_a_lost_host_is_given_up(two: list[Member]) -> None:
+    a, b = two
+    replicating(a, b)
+    a.lose()
+    b.is_("degraded")
+    a.record_path.unlink()
+    a.store.destroy(DOMID)
+    a.disks.clear()
+    a.start()
+    a.add(peer=b)
+    a.says("the disks there hold the last checkpoint of a primary")
+    b.store.destroy(DOMID)
+    b.event("domain.gone")
+    b.disks.clear()
+    b.add("secondary")
+    for member in two:
+        member.is_("replicating")
+
+
+@pytest.mark.walks("primary degraded action-failed", "primary degraded peer-agrees")
+def test_a_session_that_lost_a_write_does_not_go_on(two: list[Member]) -> None:
+    a, b = two
+    replicating(a, b)
+    b.kill()
+    a.is_("degraded")
+    b.guest("nbd-server-stop")
+    a.guest.write(XVDA, 0x22, "0", "64k")
+    mark = a.mark()
+    b.start()
+    a.event("resync.done", since=mark)
+    a.is_("replicating")
+    states = [e["state"] for e in a.events("replication.state", since=mark)]
+    assert "replicating" not in states[: states.index("resyncing")], states

@@ -7,6 +7,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,8 @@ def test_a_secondary_listens(two: list[Member]) -> None:
     b.walks("secondary listening refused", since=mark)
     b.is_("failed")
     b.says("only the disks of an hvm guest")
+    b.store.write(f"{COLO.removesuffix('/colo')}/type", "pvh")
+    b.walks("secondary failed refused", since=mark)
     end(b.qemu(DOMID))
     b.walks("secondary failed qemu-gone", since=mark)
     b.says("only the disks of an hvm guest")
@@ -229,12 +232,32 @@ def test_a_secondary_replicates(two: list[Member]) -> None:
     a.kill()
     b.stop()
     rewrite(b, in_sync=False)
-    a.start()
+    mark = b.mark()
     b.start()
-    for member in two:
-        member.is_("replicating")
+    b.is_("degraded")
     assert b.command("failover").startswith("failover failed: ")
-    assert b.command("failover force") == "failover done generation 2"
+    a.start()
+    again(mark)
+    assert a.colo("session") != session, "what holds no checkpoint gets none in the old session"
+
+    a.kill()
+    b.is_("degraded")
+    b.stop()
+    end(b.qemu(DOMID))
+    b.start()
+    b.is_("listening")
+    caller = Caller(b)
+    caller.hello()
+    caller("prepare", session=SESSION, assume_equal=False)
+    with frozen(b.qemu(DOMID)):
+        caller.send("start", session=SESSION)
+        b.walks("secondary listening peer-starts", since=b.mark() - 1)
+        b.order("failover force")
+        b.event("command.taken", command="failover force")
+    assert b.answer("failover") == "failover done generation 2"
+    b.walks("secondary replicating force-failover")
+    caller.close()
+    a.start()
     a.is_("failed")
     a.says("another host is the primary of generation 2")
     b.is_("promoted")
@@ -494,6 +517,21 @@ def test_the_fencing_command_decides(two: list[Member], tmp_path: Path) -> None:
     until(lambda: b.colo("generation") == "2", "the generation is published")
 
 
+def test_a_fencing_command_ends_with_all_that_it_has_started(
+    two: list[Member], tmp_path: Path
+) -> None:
+    """What it leaves behind would fence a primary that has long come back."""
+    a, b = two
+    child = tmp_path / "child"
+    fence = ["sh", "-c", f"trap '' TERM; sleep 300 & echo $! > {child}; wait"]
+    b.set(failover={"policy": "command", "command": fence, "timeout": 0.5, "after": 0.01})
+    replicating(a, b)
+    a.kill()
+    b.event("failover.fencing_failed", error="it did not end within 0.5 s")
+    stat = Path(f"/proc/{child.read_text().strip()}/stat")
+    until(lambda: not stat.exists() or " Z " in stat.read_text(), "what it has started is ended")
+
+
 @pytest.mark.walks("secondary degraded action-failed")
 def test_a_device_model_that_cannot_be_replaced(two: list[Member]) -> None:
     a, b = two
@@ -507,3 +545,70 @@ def test_a_device_model_that_cannot_be_replaced(two: list[Member]) -> None:
     b.walks("secondary degraded action-failed")
     until(lambda: "can't be replaced under its guest" in (a.colo("error") or ""), "a hears why")
     assert b.qemu(DOMID) == pid
+
+
+@pytest.mark.walks("primary replicating action-failed")
+def test_a_checkpoint_that_comes_late_has_nothing_of_after(two: list[Member]) -> None:
+    a, b = two
+    a.set(link={"timeout": 20})
+    b.set(replication={"qmp_timeout": 20})
+    replicating(a, b)
+    a.guest.write(XVDA, 0x11, "0", "256k")
+    assert a.command("checkpoint") == "checkpoint done number 1"
+    mark, caller = b.mark(), Caller(b)
+    with frozen(b.qemu(DOMID)):
+        a.order("checkpoint")
+        b.walks("secondary replicating peer-checkpoints", since=mark)
+        caller.send(
+            "hello", **caller.fields(session=a.colo("session"))
+        )  # which ends the other's link
+        assert a.answer("checkpoint").startswith("checkpoint failed: ")
+        a.walks("primary replicating action-failed")
+        assert a.colo("checkpoint") != "2", "what failed is not counted"
+        names = partial(a.guest, "query-named-block-nodes")
+        until(lambda: not any("peer" in n["node-name"] for n in names()), "it is detached")
+        a.kill()
+        a.guest.write(XVDA, 0x22, "0", "64k")
+    b.event("checkpoint.taken", since=mark)
+    caller.close()
+    a.lose_qemu()
+    b.is_("degraded")
+    b.command("failover")
+    assert b.guest.holds(XVDA, 0x11, "0", "256k")
+
+
+@pytest.mark.walks("secondary listening force-failover", "primary promoted superseded")
+def test_a_forced_failover_has_a_generation_of_its_own(two: list[Member]) -> None:
+    a, b = two
+    replicating(a, b)
+    a.kill()
+    b.is_("degraded")
+    b.command("failover")
+    a.start()
+    a.says("another host is the primary of generation 2")
+    a.serve_here()
+    a.store.write(f"{COLO}/role", "secondary")
+    a.is_("listening")
+    assert a.command("failover force") == "failover done generation 3"
+    b.command(f"resync to={a.address}")
+    b.is_("failed")
+    b.says("another host is the primary of generation 3")
+
+
+def test_a_secondarys_disk_is_not_given_to_a_guest_as_a_plain_one(two: list[Member]) -> None:
+    a, b = two
+    replicating(a, b)
+    b.store.write(f"{COLO}/role", "none")
+    b.says("its disks are a secondary's")
+    assert a.colo("state") == "replicating"
+    a.guest.write(XVDA, 0x11, "0", "256k")
+    a.command("checkpoint")
+    b.stop()
+    unfinished(b)
+    end(b.qemu(DOMID))
+    b.start()
+    b.says("its disks are a secondary's")
+    assert b.qemus(DOMID) == []
+    b.store.write(f"{COLO}/role", "secondary")
+    b.is_("promoted")
+    assert b.guest.holds(XVDA, 0x11, "0", "256k")

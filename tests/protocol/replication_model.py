@@ -7,6 +7,7 @@ from :mod:`xencolo.observed`, as in the daemon; what it does is the abstraction 
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
@@ -24,12 +25,13 @@ from xencolo.observed import (
     is_superseded,
     may_agree,
     met,
+    minds_bypass,
     rejection,
     still,
     supersedes,
 )
-from xencolo.record import Chain, Record
-from xencolo.replication import Action, Event, Place, failover_event, step
+from xencolo.record import Chain, Record, latest_generation
+from xencolo.replication import Action, Event, Place, failover_event, failure, step
 from xencolo.status import DomainState as State
 
 UUID = "11111111-2222-3333-4444-555555555555"
@@ -94,15 +96,22 @@ class Qemu:
         return Service.SERVING if self.serving else Service.FRESH
 
 
+class Waiting(NamedTuple):
+    event: Event
+    begin: Callable[[], None] = lambda: None
+    void: Callable[[], bool] = lambda: False
+
+
 @dataclass(eq=False)
 class Daemon:
     place: Place
-    queue: deque[tuple[Event, Callable[[], None]]] = field(default_factory=deque)
+    queue: deque["Waiting"] = field(default_factory=deque)
     record: Record | None = None
     qmp: Qemu | None = None
     session: str | None = None
     ended: str | None = None
     link: "Host | None" = None
+    connection: int = 0
     peer: "Host | None" = None
     heard: int | None = None
     heard_hello: int | None = None
@@ -110,8 +119,13 @@ class Daemon:
     incomplete: bool = False
     lost: bool = False
 
-    def push(self, event: Event, begin: Callable[[], None] = lambda: None) -> None:
-        self.queue.append((event, begin))
+    def push(
+        self,
+        event: Event,
+        begin: Callable[[], None] = lambda: None,
+        void: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.queue.append(Waiting(event, begin, void))
 
 
 @dataclass(eq=False)
@@ -126,6 +140,8 @@ class Host:
     saved: Record | None = None
     nodes_accept: bool = True
     bypassed: bool = False
+    #: The secondary disk has what its own guest wrote past QEMU.
+    spoilt: bool = False
 
     # -- what outlives a daemon ---------------------------------------------------------------------
 
@@ -199,13 +215,14 @@ class Host:
             daemon.push(forbidden(daemon.record))
         elif was and not daemon.refused and daemon.place.state is State.FAILED:
             daemon.push(Event.ACCEPTED)
-        can_be = {
-            *((Role.PRIMARY, state) for state in (State.STANDALONE, State.RESYNCING)),
-            *((role, State.REPLICATING) for role in (Role.PRIMARY, Role.SECONDARY)),
-        }
-        suspended = daemon.place == (Role.PRIMARY, State.DEGRADED) and daemon.session is not None
-        if self.bypassed and (suspended or daemon.place in can_be):
+        if self.bypassed and minds_bypass(
+            daemon.place,
+            daemon.record,
+            session=daemon.session is not None,
+            linked=bool(daemon.peer and daemon.peer.daemon),
+        ):
             daemon.push(Event.BYPASSED)
+        self.spoilt |= self.bypassed
 
     def reconcile(self) -> None:
         """End a QEMU that runs with the drives of a role that the operator has taken from it."""
@@ -270,6 +287,7 @@ class Host:
         if record.role is Role.PRIMARY and self.node is Role.SECONDARY:
             self.save(
                 role=Role.SECONDARY,
+                generation=latest_generation(record),
                 **dict.fromkeys(["promoted", "in_sync", "detached"], False),
                 **dict.fromkeys(["superseded_by", "peer"]),
             )
@@ -303,11 +321,11 @@ class Host:
         """Take one event; return whether it was done whole."""
         daemon = self.daemon
         assert daemon
-        event, begin = daemon.queue.popleft()
+        event, begin, void = daemon.queue.popleft()
         before = daemon.place
         if before.role is Role.PRIMARY:
-            event = still(event, daemon.record, linked=daemon.link is not None)
-        if is_moot(before, event):
+            event = still(event, daemon.record)
+        if is_moot(before, event) or void():
             return False
         try:
             todo = step(before, event)
@@ -324,7 +342,7 @@ class Host:
                 self.perform(action)
                 self.world.tick(self)
         except Fault as fault:
-            return self._failed(daemon, fault)
+            return self._failed(daemon, action, fault)
         except Died:
             return False
         daemon.incomplete = False
@@ -338,17 +356,16 @@ class Host:
         self.see()
         return True
 
-    def _failed(self, daemon: Daemon, fault: Fault) -> bool:
+    def _failed(self, daemon: Daemon, action: Action, fault: Fault) -> bool:
         daemon.incomplete = True
         if daemon.qmp and daemon.qmp.dead:
             daemon.qmp = None
             what = Event.QEMU_GONE
         else:
-            gone = isinstance(fault, LinkDown) and daemon.place.role is Role.PRIMARY
-            what = Event.PEER_LOST if gone else Event.ACTION_FAILED
+            what = failure(daemon.place.role, action, closed=isinstance(fault, LinkDown))
             if isinstance(fault, LinkDown | Refused):
                 daemon.link = None
-        daemon.queue.appendleft((what, lambda: None))
+        daemon.queue.appendleft(Waiting(what))
         return False
 
     def drain(self) -> None:
@@ -406,7 +423,10 @@ class Host:
         assert peer.record.role is Role.SECONDARY, "a primary is welcome to a primary"
         if self.daemon is daemon and peer.daemon:
             daemon.link, daemon.lost = peer, False
-            daemon.push(met(daemon.session, welcome, equal=equal and peer.raw == self.raw))
+            # Each connection is another one, to the same host too.
+            daemon.connection = connection = self.world.next_number()
+            means = met(daemon.session, welcome, equal=equal and peer.raw == self.raw)
+            daemon.push(means, void=lambda: daemon.link is None or daemon.connection != connection)
 
     def superseded(self, generation: int) -> None:
         daemon = self.daemon
@@ -431,9 +451,9 @@ class Host:
             daemon.peer.daemon.link = None
             daemon.peer.daemon.push(Event.PEER_LOST)
         daemon.peer, daemon.heard_hello = caller, caller.record.generation
-        may = may_agree(daemon.place, daemon.session, caller.daemon.session)
+        may = may_agree(daemon.place, self.record, daemon.session, caller.daemon.session)
         if may and daemon.qmp and not self._fault(daemon.qmp):
-            self.told(Event.PEER_AGREES)
+            self.told(Event.PEER_AGREES, caller)
         return Welcome(
             generation=self.record.generation,
             state=daemon.place.state.value,
@@ -444,7 +464,7 @@ class Host:
             encrypted=True,
         )
 
-    def told(self, event: Event, begin: Callable[[], None] = lambda: None) -> None:
+    def told(self, event: Event, caller: "Host", begin: Callable[[], None] = lambda: None) -> None:
         """Have an event from the peer dealt with, after those before it."""
         daemon = self.daemon
         assert daemon
@@ -452,6 +472,8 @@ class Host:
             self.process()
             if self.daemon is not daemon:
                 raise LinkDown
+        if daemon.peer is not caller:
+            raise LinkDown
         daemon.push(event, begin)
         done = self.process()
         if self.daemon is not daemon:
@@ -469,13 +491,13 @@ class Host:
         if event is Event.PEER_PREPARES:
             if not is_prepared(other.place) and other.place.state not in IN_SESSION:
                 raise Refused("busy", None)
-            peer.told(event, lambda: setattr(other, "session", session))
+            peer.told(event, self, lambda: setattr(other, "session", session))
             if not is_prepared(other.place):
                 raise Refused("busy", None)
         elif other.session != session:
             raise Refused("state", None)
         else:
-            peer.told(event)
+            peer.told(event, self)
         if daemon.link is not peer:
             raise LinkDown
 
@@ -545,6 +567,7 @@ class Host:
             raise Fault
         assert not qemu.target.host.record.in_sync, "overwritten while it counts as a checkpoint"
         qemu.mirroring, qemu.target.host.raw = True, MIXED
+        qemu.target.host.spoilt = qemu.target.host.bypassed
 
     def _finish_mirror(self, _: Daemon, qemu: Qemu) -> None:
         if not qemu.mirroring or not qemu.connected or not qemu.target:
@@ -622,8 +645,8 @@ _WITHOUT_QEMU: dict[Action, Callable[[Host, Daemon], None]] = {
     Action.RECORD_STALE: Host._stale,
     Action.RECORD_IN_SYNC: Host._record_in_sync,
     Action.RECORD_SUPERSEDED: lambda h, d: h.save(superseded_by=d.heard or h.record.superseded_by),
-    Action.RECORD_FAILOVER: lambda h, _: h.save(
-        generation=h.record.generation + 1, unfinished=(CHAIN,)
+    Action.RECORD_FAILOVER: lambda h, d: h.save(
+        generation=latest_generation(h.record, d.heard_hello) + 1, unfinished=(CHAIN,)
     ),
     Action.RECORD_PROMOTED: Host._promote,
 }

@@ -89,18 +89,19 @@ def test_the_first_line_looks_like_this() -> None:
         "id": 1,
         "message": {
             "type": "hello",
-            "version": 1,
+            "version": 2,
             "uuid": UUID,
             "name": "web",
             "generation": 1,
             "session": None,
+            "diverged": False,
             "disks": [],
         },
     }
     assert decode_opening(encode(9, HELLO)) == (9, HELLO)
 
 
-@pytest.mark.parametrize("version", [0, 2, 10**6])
+@pytest.mark.parametrize("version", [0, 1, 3, 10**6])
 def test_another_version_is_answered_whatever_else_it_says(version: int) -> None:
     message = {"type": "hello", "version": version, "uuid": 5, "more": [{"x": None}]}
     line = json.dumps({"id": 3, "message": message, "trace": "x"}).encode()
@@ -108,7 +109,7 @@ def test_another_version_is_answered_whatever_else_it_says(version: int) -> None
     assert number == 3
     assert isinstance(answer, Refusal)
     assert answer.kind == "version"
-    assert f"version 1 of the link, not {version}: install the same xencolo" in answer.reason
+    assert f"version 2 of the link, not {version}: install the same xencolo" in answer.reason
 
 
 def changed(message: object, **changes: object) -> bytes:
@@ -170,7 +171,7 @@ def test_what_is_no_request_is_refused(line: bytes) -> None:
         encode(1, Prepare(SESSION)),
         b'{"id": 1, "message": {"type": "hello"}}',
         b'{"id": 1, "message": {"type": "hello", "version": "1"}}',
-        b'{"id": 1, "message": {"type": "hello", "version": 1}}',
+        b'{"id": 1, "message": {"type": "hello", "version": 2}}',
         b"GET / HTTP/1.1",
     ],
 )

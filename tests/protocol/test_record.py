@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from xencolo.disk import Format, Role
 from xencolo.diskspec import parse as parse_disk
 from xencolo.errors import RecordError
-from xencolo.record import Chain, Record, chain_of, check_uuid, parse, render
+from xencolo.record import Chain, Record, chain_of, check_uuid, latest_generation, parse, render
 
 UUID = "6f1c2a3b-0d4e-4f56-8a9b-0c1d2e3f4a5b"
 CHAIN = Chain(
@@ -188,3 +188,13 @@ def test_the_chain_of_a_disk() -> None:
 def test_a_disk_without_a_chain(spec: str, reason: str) -> None:
     with pytest.raises(RecordError, match=f"^no chain of images for .*{reason}"):
         chain_of(parse_disk(spec))
+
+
+@pytest.mark.parametrize(
+    ("superseded_by", "heard", "latest"), [(None, None, 2), (5, None, 5), (None, 4, 4), (3, 7, 7)]
+)
+def test_the_latest_generation_that_is_known(
+    superseded_by: int | None, heard: int | None, latest: int
+) -> None:
+    record = replace(RECORD, generation=2, superseded_by=superseded_by)
+    assert latest_generation(record, heard) == latest

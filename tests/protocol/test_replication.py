@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -13,15 +14,17 @@ from tests.protocol.replication_model import FAULTS, Host, World
 from xencolo.diagram import EVENT_MEANINGS, diagram
 from xencolo.disk import Role
 from xencolo.errors import UnexpectedEvent
-from xencolo.link import Welcome
+from xencolo.link import Hello, Welcome
 from xencolo.observed import (
     Attachment,
     Service,
     found,
     hangs_up,
     is_prepared,
+    is_stranger,
     may_agree,
     met,
+    minds_bypass,
     needs_fencing,
     rejection,
     still,
@@ -35,6 +38,7 @@ from xencolo.replication import (
     Place,
     expected,
     failover_event,
+    failure,
     step,
 )
 from xencolo.status import DomainState as State
@@ -95,6 +99,16 @@ def test_what_a_state_does_not_expect_is_an_error_that_names_it(place: Place, ev
 )
 def test_failover_event(in_sync: bool, force: bool, event: Event | None) -> None:
     assert failover_event(in_sync=in_sync, force=force) is event
+
+
+def test_a_primary_that_does_not_know_of_a_checkpoint_ends_the_session() -> None:
+    for action in Action:
+        asked = action is Action.CHECKPOINT_PEER
+        lost = failure(P, action, closed=True)
+        assert lost is (Event.ACTION_FAILED if asked else Event.PEER_LOST)
+        assert failure(P, action, closed=False) is Event.ACTION_FAILED
+        assert failure(Q, action, closed=True) is Event.ACTION_FAILED
+    assert Action.DETACH in step(Place(P, State.REPLICATING), Event.ACTION_FAILED).actions
 
 
 def test_a_failover_is_recorded_first_flushed_and_recorded_again_before_the_guest_runs() -> None:
@@ -341,21 +355,33 @@ def test_rejection(fields: dict[str, Any], generation: int, kind: str | None) ->
 
 
 @pytest.mark.parametrize(
-    ("event", "fields", "linked", "means"),
+    ("fields", "diverged", "stranger"),
     [
-        (Event.PEER_AGREES, {}, True, Event.PEER_AGREES),
-        (Event.PEER_AGREES, {}, False, Event.PEER_LOST),
-        (Event.PEER_READY, {}, False, Event.PEER_LOST),
-        (Event.PEER_EQUAL, {}, False, Event.PEER_LOST),
-        (Event.CHECKPOINT, {}, False, Event.CHECKPOINT),
-        (Event.REFUSED, {}, False, Event.REFUSED),
-        (Event.REFUSED, {"superseded_by": 3}, True, Event.SUPERSEDED),
+        ({"in_sync": True}, False, True),
+        ({"in_sync": True}, True, False),
+        ({}, False, False),
+    ],
+)
+def test_who_has_never_replicated_is_not_whose_checkpoint_this_is(
+    fields: dict[str, Any], diverged: bool, stranger: bool
+) -> None:
+    hello = Hello(uuid="0" * 8 + "-0000-0000-0000-" + "0" * 12, name="g", generation=2)
+    hello = msgspec.structs.replace(hello, diverged=diverged)
+    assert is_stranger(_record(role=Q, **fields), hello) is stranger
+
+
+@pytest.mark.parametrize(
+    ("event", "fields", "means"),
+    [
+        (Event.PEER_AGREES, {}, Event.PEER_AGREES),
+        (Event.REFUSED, {}, Event.REFUSED),
+        (Event.REFUSED, {"superseded_by": 3}, Event.SUPERSEDED),
     ],
 )
 def test_what_an_event_still_means_when_its_turn_has_come(
-    event: Event, fields: dict[str, Any], linked: bool, means: Event
+    event: Event, fields: dict[str, Any], means: Event
 ) -> None:
-    assert still(event, _record(**fields), linked=linked) is means
+    assert still(event, _record(**fields)) is means
 
 
 def test_what_is_for_certain_places_only() -> None:
@@ -363,9 +389,33 @@ def test_what_is_for_certain_places_only() -> None:
     fencing = {(place, event) for place in PLACES for event in Event if needs_fencing(place, event)}
     assert fencing == {(Place(Q, State.DEGRADED), event) for event in lost}
     assert {place for place in PLACES if is_prepared(place)} == {Place(Q, State.LISTENING)}
-    agreeing = {place for place in PLACES if may_agree(place, "s", "s")}
+    sound, spoilt = _record(role=Q, in_sync=True), _record(role=Q)
+    agreeing = {place for place in PLACES if may_agree(place, sound, "s", "s")}
     assert agreeing == {Place(Q, State.DEGRADED), Place(Q, State.REPLICATING)}
-    assert not any(may_agree(p, *pair) for p in PLACES for pair in ((None, None), ("s", "t")))
+    others = ((None, None), ("s", "t"))
+    assert not any(may_agree(p, sound, *pair) for p in PLACES for pair in others)
+    assert not any(may_agree(place, spoilt, "s", "s") for place in PLACES)
+
+
+@pytest.mark.parametrize("place", PLACES, ids=" ".join)
+def test_where_a_bypass_matters(place: Place) -> None:
+    sound, spoilt = _record(role=Q, in_sync=True), _record(role=Q)
+    suspended = {
+        record: minds_bypass(place, record, session=True, linked=False)
+        for record in (None, spoilt, sound)
+    }
+    if place.role is P:
+        matters = place.state not in {State.LAUNCHING, State.FAILED}
+        assert set(suspended.values()) == {matters}
+        alone = matters and place.state is not State.DEGRADED
+        assert minds_bypass(place, sound, session=False, linked=False) is alone
+    else:
+        holds = place.state not in {State.LISTENING, State.FAILING_OVER}
+        assert suspended == {None: False, spoilt: False, sound: holds}
+        linked = minds_bypass(place, spoilt, session=True, linked=True)
+        assert linked is (place.state is State.LISTENING)
+    if any(minds_bypass(place, sound, session=s, linked=s) for s in (True, False)):
+        assert Event.BYPASSED in expected(place)
     assert {event for event in Event if hangs_up(event)} >= set(FAILOVERS)
 
 
@@ -649,6 +699,15 @@ class Hosts(RuleBasedStateMachine):
                 assert daemon.link.daemon.session == daemon.session
 
     @invariant()
+    def what_a_guest_has_written_into_is_no_checkpoint(self) -> None:
+        for host in self.world.hosts:
+            daemon = host.daemon
+            at_rest = daemon and not daemon.queue and not daemon.incomplete
+            if at_rest and host.spoilt and daemon and daemon.record and host.record.role is Q:
+                assert not host.record.in_sync
+                assert daemon.place.state is not State.REPLICATING
+
+    @invariant()
     def guests_run_again(self) -> None:
         """At rest, in a state in which the guest runs, it does not stand because of the daemon."""
         for host in self.world.hosts:
@@ -660,6 +719,17 @@ class Hosts(RuleBasedStateMachine):
     def teardown(self) -> None:
         world = copy.deepcopy(self.world)
         assert recover(world), [(h.index, h.node, h.saved, h.daemon, h.qemu) for h in world.hosts]
+
+
+def test_a_welcome_means_nothing_on_another_link() -> None:
+    """One waits to be dealt with when the operator names another host, which welcomes too."""
+    hosts = Hosts()
+    hosts.begin(8)
+    hosts.break_in_the_middle(index=0, command="checkpoint", left=0, kind="action", quiet=1)
+    hosts.reach(index=0, equal=False)
+    hosts.resync(index=0, other=2)
+    hosts.reach(index=0, equal=False)
+    hosts.teardown()
 
 
 Hosts.TestCase.settings = settings(
