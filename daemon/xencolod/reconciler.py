@@ -42,7 +42,7 @@ from xencolod.process import domains_with_qemu, files
 from xencolod.publish import Publisher
 from xencolod.replicator import Replicator, Seen
 from xencolod.supervisor import Settings, Supervisor
-from xencolod.telling import Told, vdev_of
+from xencolod.telling import Told
 from xencolod.views import Found, Wanted, look_at, read_domains
 from xencolod.xenstore import Client, Reads, Watch, demand, read
 
@@ -405,7 +405,7 @@ class Reconciler:
             # What replicates has nothing to do with the QEMU of the guest before.
             None if another_guest(supervisor.machine.launch, view) else supervisor.qmp,
             supervisor.machine.launch,
-            tuple(vdev_of(device) or str(device.paths.devid) for device in colo if device.bypassed),
+            tuple(device.vdev or str(device.paths.devid) for device in colo if device.bypassed),
             refusal(view),
         )
 
@@ -440,4 +440,4 @@ class Reconciler:
     async def _close(self, device: Device) -> None:
         if await close(self._client, device.paths):
             log = self._log.bind(domid=device.paths.domid, devid=device.paths.devid)
-            emit(log, "device.closed", vdev=vdev_of(device), backend=device.paths.backend)
+            emit(log, "device.closed", vdev=device.vdev, backend=device.paths.backend)

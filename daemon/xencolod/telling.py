@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from xencolo.device import Device
-from xencolo.errors import VdevError
-from xencolo.paths import devid_to_vdev
 from xencolo.plan import Domain, Plan
 from xencolo.status import DeviceState, DomainState, DomainStatus
 from xencolod.log import Logger, emit
@@ -61,7 +59,7 @@ class Told:
 
     def _tell_devices(self, domain_log: Logger, view: Domain) -> None:
         for devid, device in view.devices.items():
-            log = domain_log.bind(devid=devid, vdev=vdev_of(device))
+            log = domain_log.bind(devid=devid, vdev=device.vdev)
             old = self.devices.get(devid)
             if device.disk and (old is None or old.disk != device.disk):
                 emit(
@@ -74,7 +72,7 @@ class Told:
                 emit(log, "device.suspicious", reason="; ".join(device.suspicions))
         for devid in self.devices.keys() - view.devices.keys():
             gone = self.devices[devid]
-            log = domain_log.bind(devid=devid, vdev=vdev_of(gone))
+            log = domain_log.bind(devid=devid, vdev=gone.vdev)
             emit(log, "device.gone", backend=gone.paths.backend)
 
     def _tell_complaints(
@@ -83,7 +81,7 @@ class Told:
         """Log each error of each disk once, and once more when it is gone."""
         now: dict[tuple[int, str, str], str] = {}
         for devid, device in view.devices.items():
-            log = domain_log.bind(devid=devid, vdev=vdev_of(device))
+            log = domain_log.bind(devid=devid, vdev=device.vdev)
             for path, node, kind, error in _complaints(device, decided.status, missing):
                 now[devid, path, kind] = error
                 if self.complaints.get((devid, path, kind)) == error:
@@ -98,19 +96,9 @@ class Told:
         before = {(devid, path) for devid, path, kind in self.complaints if kind not in _REASONS}
         for devid, path in sorted(before - wrong):
             if devid in view.devices:
-                log = domain_log.bind(devid=devid, vdev=vdev_of(view.devices[devid]))
+                log = domain_log.bind(devid=devid, vdev=view.devices[devid].vdev)
                 emit(log, "device.mended", path=path, node=path.rpartition("/")[2])
         self.complaints = now
-
-
-def vdev_of(device: Device) -> str | None:
-    """Return the name of a disk, by its number where its nodes can't be read."""
-    if device.disk:
-        return device.disk.vdev
-    try:
-        return devid_to_vdev(device.paths.devid)
-    except VdevError:
-        return None
 
 
 def _complaints(

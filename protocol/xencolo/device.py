@@ -24,7 +24,7 @@ from xencolo.errors import (
     WrongNode,
 )
 from xencolo.nodes import BACKEND_NODES, LIBXL_NODES, Fields, Need, Node
-from xencolo.paths import DevicePaths, parse_backend
+from xencolo.paths import DevicePaths, devid_to_vdev, parse_backend
 from xencolo.requests import Request
 from xencolo.wire import Op, parse_permissions, split, writers
 
@@ -55,6 +55,16 @@ class Device(NamedTuple):
     state: int | None = None
     online: bool = True
     suspicions: tuple[str, ...] = ()
+
+    @property
+    def vdev(self) -> str | None:
+        """Its name in the guest, made of the devid where its nodes can't be read; None if none has that."""
+        if self.disk:
+            return self.disk.vdev
+        try:
+            return devid_to_vdev(self.paths.devid)
+        except VdevError:
+            return None
 
     @property
     def bypassed(self) -> bool:

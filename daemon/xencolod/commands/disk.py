@@ -266,14 +266,7 @@ def _listed(role: "Role | None", device: "Device") -> list[str | int | None]:
 
 def vdev_of(device: "Device") -> str:
     """Return the vdev of a device, readable or not."""
-    from xencolo.paths import devid_to_vdev
-
-    if device.disk:
-        return device.disk.vdev
-    try:
-        return devid_to_vdev(device.paths.devid)
-    except XencoloError:
-        return str(device.paths.devid)
+    return device.vdev or str(device.paths.devid)
 
 
 # -- remove --------------------------------------------------------------------------------
