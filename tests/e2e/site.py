@@ -27,6 +27,10 @@ DISKS = (("xvda", XVDA), ("sda", SDA))
 INFOS = [{"vdev": vdev, "export": f"web-{vdev}", "length": MIB} for vdev, _ in DISKS]
 
 
+class Refused(AssertionError):
+    """QEMU refuses a command."""
+
+
 class Monitor:
     """A second QMP connection to a domain's QEMU, by which the test plays the guest."""
 
@@ -40,13 +44,14 @@ class Monitor:
         self("qmp_capabilities")
 
     def __call__(self, command: str, **arguments: Any) -> Any:
-        """Return what the command returns; fail where QEMU refuses it."""
+        """Return what the command returns; raise :class:`Refused` where QEMU refuses it."""
         self._lines.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
         self._lines.flush()
         while True:
             message = json.loads(self._lines.readline())
             if "event" not in message:
-                assert "error" not in message, message
+                if "error" in message:
+                    raise Refused(message["error"])
                 return message["return"]
 
     def io(self, devid: int, command: str) -> str:
