@@ -55,7 +55,7 @@ _EVENTS = (
         "log.full",
         "warning",
         ("lines",),
-        "The disk that the log is written to was full; so many lines are missing.",
+        "The log could not be written (its disk was full, its reader slow); so many lines are missing.",
     ),
     Event("embedded.listening", "info", ("socket",), "The in-memory store is served there."),
     Event("device.found", "info", ("backend", "colo"), "A disk was read."),

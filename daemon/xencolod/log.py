@@ -3,7 +3,6 @@
 import errno
 import logging
 import os
-import stat
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +19,8 @@ Logger = FilteringBoundLogger
 _PRIORITIES = {"debug": "<7>", "info": "<6>", "warning": "<4>", "error": "<3>"}
 #: Seconds between two lines about connections that can't be accepted; trio tries ten times a second.
 _QUIET = 10.0
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+#: A full disk, a pipe that is full and may not be waited for, a reader or a terminal that is gone.
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.EPIPE, errno.EIO}
 _BOUND = frozenset({"domid", "devid", "vdev"})
 
 
@@ -45,9 +45,9 @@ def is_journal(stream: TextIO, environment: dict[str, str]) -> bool:
     return environment.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
-def _is_file(out: TextIO) -> bool:
+def _has_descriptor(out: TextIO) -> bool:
     try:
-        return stat.S_ISREG(os.fstat(out.fileno()).st_mode)
+        return out.fileno() >= 0
     except OSError:
         return False
 
@@ -80,7 +80,7 @@ class _Accepting(logging.Handler):
 
 
 class _Lines:
-    """Writes the lines unbuffered and each whole; a full disk is waited out, and ends nothing."""
+    """Writes the lines unbuffered and each whole; what can't be written is lost, and ends nothing."""
 
     def __init__(self, out: TextIO, on_room: Callable[[int], None]) -> None:
         self._out = out
@@ -89,7 +89,7 @@ class _Lines:
         self._lost = 0
 
     def msg(self, line: str) -> None:
-        """Write a line, or lose it to a full disk.
+        """Write a line, or lose it.
 
         :raises OSError: it can't be written for another reason.
         """
@@ -112,7 +112,7 @@ class _Lines:
             try:
                 data = data[os.write(self._out.fileno(), data) :]
             except OSError as error:
-                if error.errno not in _FULL:
+                if error.errno not in _UNWRITABLE:
                     raise
                 return data
         return data
@@ -151,7 +151,7 @@ def configure(
     )
     logger: Logger = structlog.get_logger()
     writer: Any = structlog.PrintLogger(out)
-    if _is_file(out):
+    if _has_descriptor(out):
         writer = _Lines(out, lambda lost: emit(logger, "log.full", lines=lost))
     accepting = logging.getLogger("trio.serve_listeners")
     accepting.handlers, accepting.propagate = [_Accepting(logger)], False

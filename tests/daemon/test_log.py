@@ -306,3 +306,28 @@ def test_a_full_disk_loses_whole_lines_and_says_how_many(tmp_path: Path) -> None
     (full,) = [event for event in events if event["event"] == "log.full"]
     assert full["lines"] > 0
     assert full["lines"] + len(events) - 1 == 101
+
+
+def test_a_reader_that_is_gone_ends_nothing() -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream:
+        logger = configure("json", stream=stream)
+        emit(logger, "daemon.ready", domains=1, devices=1, seconds=0.1)
+        assert b'"daemon.ready"' in os.read(reader, 4096)
+        os.close(reader)
+        emit(logger, "daemon.ready", domains=2, devices=1, seconds=0.1)
+
+
+def test_a_reader_that_is_slow_is_told_how_many_lines_are_missing() -> None:
+    reader, writer = os.pipe()
+    for end in (reader, writer):
+        os.set_blocking(end, False)
+    with os.fdopen(reader, "rb") as read, os.fdopen(writer, "w") as stream:
+        logger = configure("json", stream=stream)
+        for number in range(2000):
+            emit(logger, "daemon.ready", domains=number, devices=1, seconds=0.1)
+        written = read.read()
+        emit(logger, "daemon.ready", domains=2000, devices=1, seconds=0.1)
+        *events, missing = map(json.loads, (written + read.read()).splitlines())
+    assert [event["domains"] for event in events] == [*range(len(events) - 1), 2000]
+    assert missing["lines"] + len(events) == 2001
