@@ -191,21 +191,19 @@ async def _main(config: Config, path: Path | None, xenstore: str | None, log: Lo
 
 
 def run(
-    config_path: Path | None, xenstore: str | None, log_format: str | None, *, debug: bool
-) -> int:
-    """Run the daemon until SIGTERM; return its exit status.
+    config: Config, path: Path | None, xenstore: str | None, log_format: str | None, *, debug: bool
+) -> None:
+    """Run the daemon until SIGTERM.
 
-    :param config_path: the TOML file, by default ``/etc/xencolo/xencolod.toml`` if it is there.
+    :param path: the TOML file that SIGHUP reads, by default ``/etc/xencolo/xencolod.toml`` if it is there.
     :param xenstore: a socket, ``embedded`` or ``embedded:SOCKET``; by default as libxenstore finds it.
     :param log_format: ``json`` or ``console``; by default console on a terminal.
     :param debug: whether events of level ``debug`` are written.
-    :raises ConfigError: the configuration can't be used, or another daemon runs.
+    :raises ConfigError: the places in the configuration can't be used, or another daemon runs.
     """
-    config = load(config_path)
     log = configure(log_format, level="debug" if debug else "info")
     lock = only_one(config)
     try:
-        trio.run(_main, config, config_path, xenstore, log)
+        trio.run(_main, config, path, xenstore, log)
     finally:
         os.close(lock)
-    return 0

@@ -1,12 +1,13 @@
 """The programs: ``xencolo``, the operator's command, and ``xencolod``, the daemon."""
 
-import sys
+import os
 from pathlib import Path
 
 import click
 
+from xencolo.errors import ConfigError
 from xencolod.commands import disk, domain, keys, replication, show, status
-from xencolod.commands.common import ReportingCommand, ReportingGroup, Settings, examples
+from xencolod.commands.common import Failure, Reporting, ReportingGroup, Settings, examples
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -58,9 +59,15 @@ for _command in (
     main.add_command(_command)
 
 
+class _Misconfigured(Failure):
+    """The configuration can't be used; the unit has systemd not try it again."""
+
+    exit_code = os.EX_CONFIG
+
+
 @click.command(
     "xencolod",
-    cls=ReportingCommand,
+    cls=Reporting,
     context_settings=_CONTEXT,
     epilog=examples(
         "xencolod",
@@ -90,7 +97,15 @@ for _command in (
 def daemon_main(
     config: Path | None, xenstore: str | None, log_format: str | None, *, debug: bool
 ) -> None:
-    """Keep one QEMU per domain running with the drives that its COLO role asks for."""
-    from xencolod import app  # noqa: PLC0415 - --help answers at once
+    """Keep one QEMU per domain running with the drives that its COLO role asks for.
 
-    sys.exit(app.run(config, xenstore, log_format, debug=debug))
+    Exit status: 0 ended by a signal, 1 failed, 2 wrong usage, 78 a configuration that can't be used.
+    """
+    from xencolod import app  # noqa: PLC0415 - --help answers at once
+    from xencolod.config import load  # noqa: PLC0415
+
+    try:
+        settings = load(config)
+    except ConfigError as error:
+        raise _Misconfigured("xencolod", str(error)) from None
+    app.run(settings, config, xenstore, log_format, debug=debug)

@@ -45,18 +45,36 @@ def test_a_second_one_is_refused_and_none_is_locked_out_by_a_child(tmp_path: Pat
         first.stdout.close()
 
 
-def test_a_store_that_can_be_nowhere_is_one_line(tmp_path: Path) -> None:
-    config = tmp_path / "xencolod.toml"
-    config.write_text(f'[daemon]\nruntime_directory = "{tmp_path}/run"\n')
-    program = Path(sys.executable).with_name("xencolod")
-    socket = config / "run" / "socket"
+def xencolod(*arguments: str | Path) -> tuple[int, str]:
+    """Run the daemon; return its exit status and what it says on stderr."""
     done = subprocess.run(
-        [program, "--config", config, "--xenstore", f"embedded:{socket}"],
+        [Path(sys.executable).with_name("xencolod"), *arguments],
         capture_output=True,
         text=True,
         check=False,
         timeout=30,
     )
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"xencolod: {socket}: the embedded xenstore can't be there: ")
-    assert done.stderr.count("\n") == 1
+    return done.returncode, done.stderr
+
+
+def test_a_store_that_can_be_nowhere_is_one_line(tmp_path: Path) -> None:
+    config = tmp_path / "xencolod.toml"
+    config.write_text(f'[daemon]\nruntime_directory = "{tmp_path}/run"\n')
+    socket = config / "run" / "socket"
+    status, said = xencolod("--config", config, "--xenstore", f"embedded:{socket}")
+    assert status == 1
+    assert said.startswith(f"xencolod: {socket}: the embedded xenstore can't be there: ")
+    assert said.count("\n") == 1
+
+
+def test_a_wrong_configuration_is_one_line_and_nothing_that_systemd_tries_again(
+    tmp_path: Path,
+) -> None:
+    config = tmp_path / "xencolod.toml"
+    config.write_text("[daemon]\ncolour = 1\n")
+    status, said = xencolod("--config", config)
+    assert status == os.EX_CONFIG
+    assert said.startswith(f"xencolod: {config}: ")
+    assert said.count("\n") == 1
+    unit = (Path(__file__).parents[2] / "systemd" / "xencolod.service").read_text()
+    assert f"RestartPreventExitStatus=2 {status}\n" in unit

@@ -170,7 +170,7 @@ def test_an_unreadable_disk_keeps_its_row_and_names_the_node(colo_guest: Server)
 
 
 @pytest.mark.parametrize(
-    "args", [["status"], ["disk", "list", "--json"], ["drives", "5"], ["events"]]
+    "args", [["--help"], ["status"], ["disk", "list", "--json"], ["drives", "5"], ["events"]]
 )
 def test_a_full_disk_behind_stdout_is_said(args: list[str], colo_guest: Server) -> None:
     with Path("/dev/full").open("wb") as full:

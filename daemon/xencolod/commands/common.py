@@ -115,19 +115,19 @@ def reported(program: str) -> Iterator[None]:
         raise Failure(program, f"what it says can't be written: {error.strerror}") from None
 
 
-class ReportingGroup(click.Group):
-    """A program with commands, whose errors are reported."""
+class Reporting(click.Command):
+    """Reports the errors of a program: what it is asked for, and how it runs."""
 
-    def invoke(self, ctx: click.Context) -> object:
-        """Run the command."""
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take the command line; ``--help`` and ``--version`` are answered here."""
         with reported(self.name or ""):
-            return super().invoke(ctx)
-
-
-class ReportingCommand(click.Command):
-    """A program whose errors are reported."""
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
         """Run it."""
         with reported(self.name or ""):
             return super().invoke(ctx)
+
+
+class ReportingGroup(Reporting, click.Group):
+    """A program with commands, whose errors are reported."""
