@@ -192,8 +192,8 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         parse_port(str(self.colo_port))
         check_export(self.colo_export or "")
         check_host(self.colo_host or "")
-        check_image(self.active_disk or "")
-        check_image(self.hidden_disk or "")
+        for field in ("pdev_path", "active_disk", "hidden_disk"):
+            self._check_whole(field)
         if self.backend not in {Backend.QDISK, Backend.UNKNOWN}:
             raise DiskError(
                 f"COLO needs backendtype=qdisk; {self.vdev} has {self.backend}", "backend"
@@ -212,6 +212,15 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise DiskError(
                 f"target, active-disk and hidden-disk of {self.vdev} must be three files",
                 "active_disk" if self.pdev_path == self.active_disk else "hidden_disk",
+            )
+
+    def _check_whole(self, field: str) -> None:
+        """Check that a COLO disk's image is a path that QEMU can't take for a protocol (``json:``)."""
+        path = getattr(self, field)
+        if path and not check_image(path).startswith("/"):
+            raise DiskError(
+                f"COLO needs whole paths: {path[:80]!r} of {self.vdev} does not begin with '/'",
+                field,
             )
 
 

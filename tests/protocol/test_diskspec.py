@@ -246,6 +246,17 @@ def test_colo_images_are_three() -> None:
     assert raised.value.position == COLO.index("/h")
 
 
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [("active-disk=/a", "a"), ("hidden-disk=/h", "nbd:h"), ("target=/x", "json:{}")],
+)
+def test_colo_images_are_whole_paths(word: str, value: str) -> None:
+    key = word.partition("=")[0]
+    with pytest.raises(SpecError, match="COLO needs whole paths") as raised:
+        parse(COLO.replace(word, f"{key}={value}"))
+    assert raised.value.position == COLO.index(word) + len(f"{key}=")
+
+
 @pytest.mark.parametrize("value", ["\0", "\x1b[2J", "\udcff"])
 def test_a_target_that_no_terminal_should_see(value: str) -> None:
     with pytest.raises(SpecError, match="holds the character") as raised:
@@ -298,9 +309,13 @@ def disks(draw: st.DrawFn) -> Disk:
         "trusted": draw(st.booleans()),
     }
     if draw(st.booleans()):
-        active, hidden = draw(st.lists(WORDS, min_size=2, max_size=2, unique=True))
+        words = st.lists(WORDS.map("/".__add__), min_size=2, max_size=2, unique=True)
+        active, hidden = draw(words)
+        is_whole = fields["pdev_path"].startswith("/")
         fields |= {
-            "colo_enable": draw(st.booleans()) and fields["pdev_path"] not in {active, hidden},
+            "colo_enable": draw(st.booleans())
+            and is_whole
+            and fields["pdev_path"] not in {active, hidden},
             "colo_host": draw(NAMES),
             "colo_port": draw(st.integers(1, 65535)),
             "colo_export": draw(NAMES),

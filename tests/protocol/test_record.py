@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from xencolo.disk import Format, Role
+from xencolo.disk import Disk, Format, Role
 from xencolo.diskspec import parse as parse_disk
 from xencolo.errors import RecordError
 from xencolo.record import Chain, Record, chain_of, check_uuid, latest_generation, parse, render
@@ -178,16 +178,19 @@ def test_the_chain_of_a_disk() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "reason"),
+    ("disk", "reason"),
     [
-        (SPEC.format("raw", "a"), "'a' is not an absolute path"),
-        ("vdev=xvda,target=/s", "Expected `str`, got `null`"),
-        ("vdev=hdc,cdrom", "Expected `str`, got `null`"),
+        (
+            Disk(vdev="xvda", pdev_path="/s", hidden_disk="/h", active_disk="a"),
+            "'a' is not an absolute path",
+        ),
+        (parse_disk("vdev=xvda,target=/s"), "Expected `str`, got `null`"),
+        (parse_disk("vdev=hdc,cdrom"), "Expected `str`, got `null`"),
     ],
 )
-def test_a_disk_without_a_chain(spec: str, reason: str) -> None:
+def test_a_disk_without_a_chain(disk: Disk, reason: str) -> None:
     with pytest.raises(RecordError, match=f"^no chain of images for .*{reason}"):
-        chain_of(parse_disk(spec))
+        chain_of(disk)
 
 
 @pytest.mark.parametrize(
