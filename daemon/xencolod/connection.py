@@ -14,8 +14,6 @@ from xencolo.wire import ERRNOS, HEADER, ID_MASK, PAYLOAD_MAX, REPLY_MAX, Decode
 #: An answer's payload, or the error that xenstored gave instead of it.
 Answer = bytes | StoreError
 
-#: oxenstored has a name of its own for what is ENOSPC in the C xenstored.
-_ERRNOS = ERRNOS | {b"EQUOTA": errno.ENOSPC}
 # Plain numbers: to look a member up in its enum costs as much as the rest of an answer's way.
 _WATCH_EVENT, _ERROR = int(Op.WATCH_EVENT), int(Op.ERROR)
 _NAMES = {int(op): op.name for op in Op}
@@ -247,7 +245,7 @@ class Connection:
 
 
 def _error(request: Request, payload: bytes) -> StoreError:
-    number = _ERRNOS.get(payload.rstrip(b"\0"), errno.EIO)
+    number = ERRNOS.get(payload.rstrip(b"\0"), errno.EIO)
     return StoreError(number, _NAMES[request.op], request.path)
 
 

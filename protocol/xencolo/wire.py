@@ -69,8 +69,8 @@ ERRNOS: dict[bytes, int] = {
     )
 }
 ERROR_NAMES: dict[int, bytes] = {number: name for name, number in ERRNOS.items()}
-# Oxenstored's name for a quota reached, which xs_wire.h does not have (xenstored says ENOSPC).
-ERRNOS[b"EQUOTA"] = errno.EDQUOT
+# Oxenstored has a name of its own, which xs_wire.h has not, for what is ENOSPC in the C xenstored.
+ERRNOS[b"EQUOTA"] = errno.ENOSPC
 
 
 class Packet(NamedTuple):
