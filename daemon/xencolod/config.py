@@ -375,7 +375,7 @@ def example() -> str:
     """Render ``systemd/xencolod.toml``: every key, commented out, with its default and meaning."""
     lines = _comment(
         "xencolod's configuration, read at the start and on SIGHUP (systemctl reload xencolod). "
-        "Each key stands at its default."
+        "Each key stands at its default, or at an example where its text tells of another."
     )
     headed = ""
     for key, field in _keys():
