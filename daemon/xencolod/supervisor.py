@@ -203,25 +203,32 @@ class Supervisor:
         error, ended = "", False
         try:
             while not process.exited:
-                try:
-                    async with self._greeted(process) as qmp:
-                        new, fresh = fresh, False
-                        await self._follow(process, launch, qmp, fresh=new)
-                except QmpError as refusal:
-                    self.qmp = None
-                    error = str(refusal)
-                    await self._without_qmp(process, launch, error, fresh=fresh)
-                except OSError as shortage:
-                    if not is_exhausted(shortage):
-                        raise
-                    emit(self._log, "daemon.exhausted", error=str(shortage))
-                    await first(process.wait, partial(trio.sleep, _SHORTAGE))
+                fresh, error = await self._stay(process, launch, error, fresh=fresh)
             ended = True
         finally:
             self.qmp = None
             if not ended:
                 process.release()
         self._ended(process, launch, error, fresh=fresh)
+
+    async def _stay(
+        self, process: Process, launch: Launch, error: str, *, fresh: bool
+    ) -> tuple[bool, str]:
+        """Talk to QEMU while it talks; return whether it never did, and the last error of QMP."""
+        try:
+            async with self._greeted(process) as qmp:
+                new, fresh = fresh, False
+                await self._follow(process, launch, qmp, fresh=new)
+        except QmpError as refusal:
+            self.qmp = None
+            error = str(refusal)
+            await self._without_qmp(process, launch, error, fresh=fresh)
+        except OSError as shortage:
+            if not is_exhausted(shortage):
+                raise
+            emit(self._log, "daemon.exhausted", error=str(shortage))
+            await first(process.wait, partial(trio.sleep, _SHORTAGE))
+        return fresh, error
 
     async def _follow(self, process: Process, launch: Launch, qmp: Qmp, *, fresh: bool) -> None:
         """Stay with a QEMU that has greeted until it ends or QMP does, and end one that is not wanted."""
