@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import click
 import pytest
@@ -36,7 +36,8 @@ from xencolo.errors import CommandError
 from xencolo.status import DomainState, DomainStatus, ReplicationStatus, Resync, status_values
 from xencolod.cli import main
 from xencolod.commands import control, output
-from xencolod.xenstore import Transaction, demand, open_client
+from xencolod.commands.common import Settings, run
+from xencolod.xenstore import Reads, Transaction, demand, open_client, read
 
 BASE = "/libxl/5/colo"
 NODE, ANSWER, STATE = (f"{BASE}/{name}".encode() for name in ("command", "answer", "state"))
@@ -232,6 +233,23 @@ def test_an_interrupted_command_is_taken_back(colo_guest: Server) -> None:
         process.send_signal(signal.SIGINT)
         assert ended(process) == (130, "", "")
         assert client.read(NODE) == b""
+
+
+def test_an_interrupt_never_hits_the_connection(colo_guest: Server) -> None:
+    """A task of the connection that it ended would leave a failover to happen hours later."""
+
+    async def hit() -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    async def operation(client: Reads) -> bytes | None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hit)
+            with suppress(KeyboardInterrupt):
+                await trio.sleep_forever()
+        return await read(client, "/local/domain/5/domid")
+
+    with click.Context(main, obj=Settings(str(colo_guest.socket), verbose=False)):
+        assert run(operation) == b"5"
 
 
 def test_another_command_that_waits_is_left_alone(colo_guest: Server) -> None:

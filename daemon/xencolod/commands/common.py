@@ -71,7 +71,8 @@ def run(operation: Callable[["Client"], Awaitable[T]]) -> T:
         async with open_client(settings.xenstore if settings else None) as client:
             return await operation(client)
 
-    return trio.run(connected)
+    # Else ^C may hit a task of the connection, and the command would have none to take back what it asked.
+    return trio.run(connected, restrict_keyboard_interrupt_to_checkpoints=True)
 
 
 class Failure(click.ClickException):
