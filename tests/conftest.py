@@ -1,5 +1,6 @@
 """Fixtures for every test: the real servers, one fresh each, and any xenstore at all."""
 
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from xencolod.embedded import serve_embedded
 # What CI=… in the environment would change is stated, so that a run is the same everywhere.
 settings.register_profile("xencolo", deadline=None, derandomize=False, print_blob=True)
 settings.load_profile("xencolo")
+
+# A shell ignores it for what it runs in the background, and the programs under test inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _STARTERS = {"xenstored": start_xenstored, "oxenstored": start_oxenstored}
 
