@@ -24,11 +24,11 @@ _REJECTIONS: Mapping[link.RefusalKind, str] = {
     "state": "the domain is a primary here too, of generation {0}: say which one is to be the secondary "
     "(xencolo role {1} secondary)",
 }
-#: To fill in: the domid here.
+#: To fill in: the domid here, and the path of the record.
 _STRANGER = (
     "the disks there hold the last checkpoint of a primary, and this one has never replicated: take over "
-    "with what they hold (on that host: xencolo failover {0}), or give it up (destroy domain {0} there, and "
-    "create it again)"
+    "with what they hold (on that host: xencolo failover {0}), or give it up (destroy domain {0} there, "
+    "remove {1}, and create it again)"
 )
 
 
@@ -123,7 +123,8 @@ class Answering:
         if kind and why:
             return refusal(kind, why, record.generation)
         if is_stranger(record, hello):
-            return refusal("state", _STRANGER.format(owner.domid))
+            path = self._performer.host.records.path(record.uuid)
+            return refusal("state", _STRANGER.format(owner.domid, path))
         if not owner.accepted:
             return refusal("busy", f"it may not replicate here: {owner.error or owner.refusal}")
         return None

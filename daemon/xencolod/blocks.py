@@ -2,7 +2,8 @@
 
 Each step looks at what QEMU has (nodes, exports, jobs, markers) and does what is missing, so the one who
 takes over from a killed daemon repeats it. Seen on QEMU 7.2, and written down at each step: what QEMU
-answers in odd moments. It needs QEMU 7.0 (``tls-hostname`` and ``open-timeout`` of an nbd node). No
+answers in odd moments. It needs :data:`xencolo.plan.REPLICATING_QEMU` (``tls-hostname`` and
+``open-timeout`` of an nbd node). No
 command waits longer than the deadline; one that is late raises QmpClosed, QEMU may still perform it, and
 the connection can be used further.
 

@@ -145,8 +145,9 @@ class Replication(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     ] = 0.0
     grace: Annotated[
         Seconds,
-        "Seconds that a replicating primary waits for the secondary's daemon to come back before "
-        "it detaches the disks.",
+        "Seconds that one side of a session waits for the other one's daemon to come back. Then a primary "
+        "detaches the disks, and a secondary puts its last checkpoint where it outlives its QEMU; the "
+        "next session begins with a copy.",
     ] = 30.0
     poll: Annotated[
         Seconds, "Seconds between two looks at QEMU's replication status and at a resync."

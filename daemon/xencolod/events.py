@@ -201,6 +201,18 @@ _EVENTS = (
     ),
     Event("checkpoint.taken", "debug", ("number",), "This secondary took a checkpoint."),
     Event(
+        "checkpoint.settled",
+        "warning",
+        ("generation",),
+        "The primary stayed away: the session is over, and the last checkpoint outlives QEMU and host.",
+    ),
+    Event(
+        "checkpoint.kept",
+        "warning",
+        ("generation",),
+        "A settled disk was made the checkpoint itself, after its QEMU had ended.",
+    ),
+    Event(
         "failover.started",
         "warning",
         ("generation", "cause"),

@@ -97,12 +97,15 @@ async def prepare(disk: Disk, *, make: bool) -> list[str]:
     return made
 
 
-async def make_whole(chain: Chain) -> None:
+async def make_whole(chain: Chain, *, active: bool = True) -> None:
     """Put what hidden and active disk hold into the secondary disk; after it, the disk is whole and on disk.
 
     For the failover that a QEMU did not survive. Hidden, then active, is committed into the secondary disk:
     each step only copies, so it can be broken off anywhere and done again. Active and hidden keep what they
     hold. It takes as long as there is to copy, so it has no deadline.
+
+    Without `active` the disk is the last checkpoint after it: what its guest wrote since, which went on in
+    the QEMU that is gone, is left out.
 
     Not for a disk whose guest has run since QEMU's own commit ended: that guest wrote into the secondary
     disk, and the older data in active and hidden would be put over it.
@@ -111,12 +114,13 @@ async def make_whole(chain: Chain) -> None:
     """
     await _three_files(chain)
     size = await length(chain.secondary, chain.format)
-    for path in (chain.hidden, chain.active):
+    overlays = (chain.hidden, chain.active) if active else (chain.hidden,)
+    for path in overlays:
         own = await length(path, Format.QCOW2)
         if own != size:
             raise ImageError(path, f"{own} bytes long, and {chain.secondary} {size}: not a pair")
     secondary = await _node(chain.secondary, FORMATS[chain.format])
-    for path in (chain.hidden, chain.active):
+    for path in overlays:
         overlay = await _node(path, "qcow2") | {"backing": secondary}
         await _qemu_img(path, "commit", "-q", "-d", _named(overlay), bounded=False)
     await _in_thread(chain.secondary, _sync, Path(chain.secondary))

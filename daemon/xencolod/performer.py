@@ -14,7 +14,7 @@ import trio
 from xencolo import link as peer
 from xencolo.disk import Role
 from xencolo.errors import LinkClosed, LinkSilent, ReplicationError
-from xencolo.record import chain_of, latest_generation
+from xencolo.record import NO_CHECKPOINT, chain_of, latest_generation
 from xencolo.replication import Action
 from xencolo.status import Resync
 from xencolod.group import Group, Host
@@ -53,6 +53,7 @@ class Performer(Group):
             Action.RENEW: self._start_anew,
             Action.RECORD_STALE: self._record_stale,
             Action.RECORD_IN_SYNC: self._record_in_sync,
+            Action.RECORD_SETTLED: self._record_settled,
             Action.RECORD_SUPERSEDED: self._record_superseded,
             Action.RECORD_FAILOVER: self._record_failover,
             Action.FAILOVER: self._failover,
@@ -171,19 +172,24 @@ class Performer(Group):
                 "its QEMU was in a session, so a new one needs a new QEMU, and a device model can't be "
                 "replaced under its guest: destroy the domain and restore it again"
             )
-        await self.save(in_sync=False)
+        await self.save(**NO_CHECKPOINT)
         # No look at a QEMU that is to end.
         self.session = self.qmp = None
         self._renew()
 
     async def _record_stale(self) -> None:
         generation = latest_generation(self.known, self.peer_generation)
-        await self.save(in_sync=False, generation=generation)
+        await self.save(**NO_CHECKPOINT, generation=generation)
 
     async def _record_in_sync(self) -> None:
         self.number = 0
         self.checkpoint_time = int(time.time())
         await self.save(in_sync=True)
+
+    async def _record_settled(self) -> None:
+        await self.either.mark(None)  # no primary may go on with this session
+        self.session = None
+        await self.save(settled=tuple(chain_of(disk) for disk in self.disks))
 
     async def _record_superseded(self) -> None:
         # Found again, not heard of now, it stands in the record already.
@@ -220,7 +226,7 @@ class Performer(Group):
         await self.save(
             role=Role.PRIMARY,
             promoted=True,
-            in_sync=False,
+            **NO_CHECKPOINT,
             unfinished=(),
             superseded_by=None,
             diverged=True,

@@ -4,7 +4,7 @@ from xencolo.disk import Role
 from xencolo.errors import ImageError, RecordError, ReplicationError
 from xencolo.paths import colo_path
 from xencolo.plan import Domain, Launch
-from xencolo.record import Record, latest_generation
+from xencolo.record import NO_CHECKPOINT, Record, latest_generation
 from xencolo.status import RECORD
 from xencolod import images
 from xencolod.log import Logger, emit
@@ -94,7 +94,8 @@ async def assume_role(performer: Performer, role: Role) -> bool:
     await performer.save(
         role=role,
         generation=latest_generation(performer.known),
-        **dict.fromkeys(("promoted", "in_sync", "detached"), False),
+        **NO_CHECKPOINT,
+        **dict.fromkeys(("promoted", "detached"), False),
         **dict.fromkeys(("superseded_by", "peer")),
     )
     return True
@@ -124,7 +125,8 @@ async def ready_images(performer: Performer, role: Role, log: Logger) -> None:
     """Have active and hidden images ready for a secondary that begins.
 
     :raises ImageError: they are not as they must be and may not be made so.
-    :raises RecordError: it could not be recorded that the disks hold no checkpoint any more.
+    :raises RecordError: it could not be recorded whether the disks still hold a checkpoint.
+    :raises ReplicationError: these are not the disks that hold the last checkpoint.
     """
     if role is not Role.SECONDARY:
         return
@@ -133,7 +135,29 @@ async def ready_images(performer: Performer, role: Role, log: Logger) -> None:
         for path in (disk.active_disk, disk.hidden_disk):
             if path and (reason := forbidden(path, config.images.directories)):
                 raise ImageError(path, reason)
-    await performer.save(in_sync=False)
+    if performer.known.settled:
+        await _keep_checkpoint(performer, log)
+    else:
+        await performer.save(**NO_CHECKPOINT)
     for disk in performer.disks:
         for path in await images.prepare(disk, make=config.replication.make_images):
             emit(log, "images.made", devid=disk.devid, vdev=disk.vdev, path=path)
+
+
+async def _keep_checkpoint(performer: Performer, log: Logger) -> None:
+    """Put what the hidden disks hold of the last checkpoint into the disks: they are made anew after it."""
+    record = performer.known
+    held = {chain.secondary: chain.format for chain in record.settled}
+    described = {disk.pdev_path: disk.format for disk in performer.disks}
+    if held != described:
+        raise ReplicationError(
+            f"the last checkpoint of its primary is on {', '.join(held)}, and the disks described now are "
+            f"{', '.join(map(str, described))}: describe them as they were, or, to give it up, remove "
+            f"{performer.host.records.path(record.uuid)}"
+        )
+    if record.whole:
+        return
+    for chain in record.settled:
+        await images.make_whole(chain, active=False)
+        emit(log, "checkpoint.kept", devid=chain.devid, generation=record.generation)
+    await performer.save(whole=True)

@@ -114,11 +114,17 @@ class PrimaryBlocks(Blocks):
         """End the NBD connections at once; what QEMU waits for from the secondary fails.
 
         Out of band, so it works while QEMU hangs in a ``stop``, which then ends. The nodes stay, and every
-        write to them fails; the status tells so after the first one.
+        write to them fails; the status tells so after the first one. A QEMU before 6.0 has no yank, and no
+        connection of ours.
         """
         names = {nbd_node(devid) for devid in self._disks}
         # yank refuses all of a list with an unknown one
-        known = await self._qmp.execute("query-yank", timeout=self._timeout, oob=True)
+        try:
+            known = await self._qmp.execute("query-yank", timeout=self._timeout, oob=True)
+        except QmpCommandError as error:
+            if error.error_class == "CommandNotFound":
+                return
+            raise
         ours = [instance for instance in known if instance.get("node-name") in names]
         await self._qmp.execute("yank", {"instances": ours}, timeout=self._timeout, oob=True)
 

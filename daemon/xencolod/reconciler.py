@@ -400,13 +400,14 @@ class Reconciler:
 
     def _seen(self, view: Domain, supervisor: Supervisor) -> Seen:
         colo = [device for device in view.devices.values() if device.is_colo]
+        # What replicates has nothing to do with the QEMU of the guest before.
+        qmp = None if another_guest(supervisor.machine.launch, view) else supervisor.qmp
         return Seen(
             view,
-            # What replicates has nothing to do with the QEMU of the guest before.
-            None if another_guest(supervisor.machine.launch, view) else supervisor.qmp,
+            qmp,
             supervisor.machine.launch,
             tuple(device.vdev or str(device.paths.devid) for device in colo if device.bypassed),
-            refusal(view),
+            refusal(view, qmp.version if qmp else None),
         )
 
     async def _supervise(self, domid: int, known: _Known) -> None:

@@ -43,6 +43,13 @@ _ALONE = {_S.STANDALONE, _S.DEGRADED, _S.PROMOTED, _S.LAUNCHING, _S.FAILED}
 _COVERED = {_S.RUNNING, _S.LAUNCHING}
 
 
+#: To fill in: the domid.
+_KEPT = (
+    "its primary was lost, and the disks hold its last checkpoint: take over with it (xencolo failover {}), "
+    "or let the primary come back and copy its own"
+)
+
+
 class Seen(NamedTuple):
     """What the reconciler saw of the domain last.
 
@@ -202,8 +209,11 @@ class Replicator:
         if status.state is _S.RUNNING and status.error and self.seen and not self.seen.qmp:
             return status  # QEMU can't be asked where it is in its life
         unreached = self.reach.error if self.place.role is Role.PRIMARY else None
-        error = self.error or self.obstacle or unreached
         state = self.place.state
+        kept = state is _S.LISTENING and performer.record and performer.record.in_sync
+        error = (
+            self.error or self.obstacle or unreached or (kept and _KEPT.format(self.domid)) or None
+        )
         if state in {_S.REPLICATING, _S.RESYNCING}:
             error = status.error
         return status._replace(

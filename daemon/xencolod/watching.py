@@ -51,6 +51,7 @@ class Watching:
             Place(Role.PRIMARY, _S.RESYNCING): self._follow_mirror,
             Place(Role.PRIMARY, _S.REPLICATING): self._keep_primary,
             Place(Role.SECONDARY, _S.REPLICATING): self._keep_status,
+            Place(Role.SECONDARY, _S.DEGRADED): self._await_primary,
             Place(Role.PRIMARY, _S.FAILED): self._retry,
             Place(Role.SECONDARY, _S.FAILED): self._retry,
         }
@@ -210,6 +211,17 @@ class Watching:
             await self._performer.check()
             await self._wait_alarm(min(poll, until - now))
 
+    async def _await_primary(self) -> None:
+        """Give up a session whose primary stays away: its checkpoint can outlive this QEMU then."""
+        record, answering = self._performer.record, self._owner.answering
+        if record is None or not record.in_sync or record.settled:
+            return
+        grace = self._performer.host.settings.config.replication.grace
+        await trio.sleep(grace)
+        if answering.peer is None:
+            why = f"the primary was not back within {grace:g} s"
+            self._owner.push(Event.ABANDONED, why, void=lambda: answering.peer is not None)
+
     async def _retry(self) -> None:
         """Try again what failed, with growing pauses; what is refused waits for the nodes to change."""
         if self._owner.refusal and not self._owner.incomplete:
@@ -255,6 +267,9 @@ class Watching:
             self._owner.changed()
         elif Action.CHECKPOINT in todo.actions:
             emit(log, "checkpoint.taken", number=performer.number)
+            self._owner.changed()
+        elif Action.RECORD_SETTLED in todo.actions:
+            emit(log, "checkpoint.settled", generation=generation)
             self._owner.changed()
         elif Action.RECORD_PROMOTED in todo.actions:
             emit(log, "failover.done", generation=generation, seconds=seconds)

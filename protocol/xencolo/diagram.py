@@ -33,6 +33,7 @@ EVENT_MEANINGS: Mapping[Event, str] = {
     Event.PEER_AGREES: "both sides are in the same session and go on with it",
     Event.PEER_LOST: "the connection to the other host's xencolod ended",
     Event.PEER_SILENT: "the other host does not answer any more, or was not back in time",
+    Event.ABANDONED: "the primary was not back in time: its session is over",
     Event.PEER_PREPARES: "the primary begins a session",
     Event.PEER_STARTS: "the primary wants replication to start",
     Event.PEER_CHECKPOINTS: "the primary wants a checkpoint; its guest stands",

@@ -144,8 +144,8 @@ def minds_bypass(place: Place, record: Record | None, *, session: bool, linked: 
     role, state = place
     if role is Role.PRIMARY:
         return state in _WRITES or (state is State.DEGRADED and session)
-    if state is State.LISTENING:
-        return linked
+    if state is State.LISTENING and linked:
+        return True
     return record is not None and record.in_sync and state is not State.FAILING_OVER
 
 
@@ -179,5 +179,5 @@ _SUSPENDED = Place(Role.SECONDARY, State.DEGRADED)
 _MISSED = {Event.PEER_LOST, Event.PEER_SILENT, Event.IN_SESSION}
 _BY_ITSELF = {
     *(Event.QEMU_GONE, Event.QEMU_ERROR, Event.REFUSED, Event.BYPASSED),
-    *(Event.FAILOVER, Event.FORCE_FAILOVER, Event.FENCED),
+    *(Event.FAILOVER, Event.FORCE_FAILOVER, Event.FENCED, Event.ABANDONED),
 }

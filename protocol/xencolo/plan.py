@@ -212,15 +212,31 @@ def drives_of(
     return drives(policy.form)
 
 
-def refusal(domain: Domain) -> str | None:
-    """Return why the domain can't replicate as it is described, None if it can."""
+#: The first QEMU that can be told the name in its peer's certificate, and for how long to try to connect.
+REPLICATING_QEMU = (7, 0, 0)
+
+
+def refusal(domain: Domain, qemu: tuple[int, int, int] | None = None) -> str | None:
+    """Return why the domain can't replicate as it is described, None if it can.
+
+    :param qemu: the version of its QEMU, None while there is none to ask.
+    """
     disks = [d.disk for d in domain.devices.values() if d.disk and d.disk.colo_enable]
     if disks and domain.type not in {None, "hvm"}:
         return (
             f"{libxl_domain_path(domain.domid)}/type is {domain.type}: only the disks of an hvm guest can be "
             f"replicated, another writes past QEMU's quorum"
         )
+    if disks and qemu and qemu < REPLICATING_QEMU and domain.wanted_role is not Role.NONE:
+        return (
+            f"its QEMU is {_dotted(qemu)}, and replication needs {_dotted(REPLICATING_QEMU)} or later: have "
+            f"qemu.binary name a later one, and restart the domain"
+        )
     return _no_group(disks)
+
+
+def _dotted(version: tuple[int, int, int]) -> str:
+    return ".".join(map(str, version))
 
 
 def _no_group(disks: Sequence[Disk]) -> str | None:

@@ -6,6 +6,7 @@ One JSON file for each domain. Everything else is found again in xenstore, in th
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -50,6 +51,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     :ivar role: primary or secondary; a promoted secondary is a primary.
     :ivar generation: raised by each failover; of two hosts the higher one has the data.
     :ivar in_sync: a secondary whose disks hold a checkpoint of the primary.
+    :ivar settled: the disks of a secondary that is in sync and whose primary stayed away: each hidden
+        disk, flushed, over its secondary disk is the last checkpoint, and nobody writes to either. What
+        active holds is no part of it.
+    :ivar whole: the settled disks are the checkpoint themselves: what hidden held has been put into them.
     :ivar promoted: a primary that was a secondary before.
     :ivar unfinished: the disks of a failover that was begun and is not known to have ended. The guest must
         not run from the end of QEMU's commit until they are out of here: `xencolod.images.make_whole`
@@ -72,12 +77,18 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     peer: str | None = None
     detached: bool = False
     diverged: bool = False
+    settled: tuple[Chain, ...] = ()
+    whole: bool = False
 
     def __post_init__(self) -> None:
         if self.role is Role.NONE:
             raise ValueError("a replicated domain is primary or secondary")
         if self.promoted and self.role is not Role.PRIMARY:
             raise ValueError("a promoted domain is a primary")
+
+
+#: What changes in a record whose disks hold no checkpoint any more.
+NO_CHECKPOINT: Mapping[str, object] = {"in_sync": False, "settled": (), "whole": False}
 
 
 def latest_generation(record: Record, heard: int | None = None) -> int:

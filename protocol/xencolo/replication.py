@@ -40,6 +40,7 @@ class Event(StrEnum):
     PEER_AGREES = "peer-agrees"
     PEER_LOST = "peer-lost"
     PEER_SILENT = "peer-silent"
+    ABANDONED = "abandoned"
     PEER_PREPARES = "peer-prepares"
     PEER_STARTS = "peer-starts"
     PEER_CHECKPOINTS = "peer-checkpoints"
@@ -87,6 +88,7 @@ class Action(StrEnum):
     RENEW = "start QEMU anew"
     RECORD_STALE = "record that the disks are being overwritten"
     RECORD_IN_SYNC = "record that the disks hold a checkpoint"
+    RECORD_SETTLED = "record that the checkpoint is on disk, and that nobody writes to it any more"
     RECORD_SUPERSEDED = "record that another primary has a later generation"
     RECORD_FAILOVER = "record the failover and its generation"
     FAILOVER = "stop replication with failover"
@@ -266,12 +268,13 @@ def _secondary_rows() -> Iterator[tuple[Key, Step]]:
     yield _row(_Q, _S.LISTENING, _E.PEER_DETACHES, then=_S.LISTENING)
     # Replication that never ran leaves QEMU's node refusing all I/O: it is started, then stopped. It is
     # recorded after that: what is unfinished is finished by a failover, which needs it started.
-    yield _row(
-        *(_Q, _S.LISTENING, _E.FORCE_FAILOVER, _A.START, *_RECORDED, *_TAKE_OVER),
-        during=_S.FAILING_OVER,
-        then=_S.PROMOTED,
-        as_role=_P,
-    )
+    for event in (_E.FAILOVER, _E.FORCE_FAILOVER):
+        yield _row(
+            *(_Q, _S.LISTENING, event, _A.START, *_RECORDED, *_TAKE_OVER),
+            during=_S.FAILING_OVER,
+            then=_S.PROMOTED,
+            as_role=_P,
+        )
     for event in (_E.PEER_LOST, _E.PEER_SILENT):
         yield _row(_Q, _S.LISTENING, event, then=_S.LISTENING)
         yield _row(_Q, _S.REPLICATING, event, then=_S.DEGRADED)
@@ -289,11 +292,16 @@ def _secondary_rows() -> Iterator[tuple[Key, Step]]:
     yield _row(
         *(_Q, _S.REPLICATING, _E.BYPASSED, _A.RECORD_STALE), during=_S.DEGRADED, then=_S.DEGRADED
     )
-    for state in (_S.LAUNCHING, _S.DEGRADED, _S.FAILED):
+    # Where it listens it hangs up, which ends the copying that its guest has written into.
+    for state in (_S.LAUNCHING, _S.LISTENING, _S.DEGRADED, _S.FAILED):
         yield _row(_Q, state, _E.BYPASSED, _A.RECORD_STALE, then=state)
-    # It hangs up, which ends the copying that its guest has written into.
-    yield _row(_Q, _S.LISTENING, _E.BYPASSED, then=_S.LISTENING)
     yield _row(_Q, _S.DEGRADED, _E.PEER_AGREES, then=_S.REPLICATING)
+    # From here on the checkpoint needs no QEMU: what the primary overwrote is in the hidden disks, which
+    # QEMU keeps in part in memory till they are flushed, and nobody can overwrite more.
+    yield _row(
+        *(_Q, _S.DEGRADED, _E.ABANDONED, _A.UNSERVE, _A.FLUSH, _A.RECORD_SETTLED),
+        then=_S.DEGRADED,
+    )
     yield _row(_Q, _S.DEGRADED, _E.ACTION_FAILED, then=_S.FAILED)
     for state in (_S.REPLICATING, _S.DEGRADED):
         for event in (_E.PEER_PREPARES, _E.PEER_DETACHES):

@@ -583,6 +583,11 @@ class Host:
         wait = f"read -r _ < {self.directory}/gate"  # the shell's own: no child looks like a QEMU
         return self.program(wait, 'exec qemu-system-x86_64 "$@"')
 
+    def old_qemu(self, version: str) -> str:
+        """Return a QEMU that says that it is of this version."""
+        script = Path(__file__).with_name("old_qemu.py")
+        return self.program(f'exec {sys.executable} -P {script} {version} "$@"')
+
     def open_gate(self) -> None:
         """Let every :meth:`gated_qemu` go on, a line for each; those to come too."""
         self._gate = (self.directory / "gate").open("r+b", buffering=0)

@@ -113,6 +113,15 @@ SWITCH = Operation(
     {_Q: (Place(_Q, _S.REPLICATING), (Event.FAILOVER,))},
     (Victim.DAEMON, Victim.QEMU, Victim.HOST),
 )
+KEPT = Operation(
+    {
+        _Q: (
+            Place(_Q, _S.DEGRADED),
+            (Event.ABANDONED, Event.QEMU_GONE, Event.CLEAN, Event.FAILOVER),
+        )
+    },
+    (Victim.DAEMON, Victim.QEMU, Victim.HOST),
+)
 FAILBACK = Operation(
     {_P: (Place(_P, _S.PROMOTED), (Event.PEER_READY, Event.MIRRORED)), _Q: _JOINING}
 )

@@ -24,6 +24,7 @@ SEEN = b"".join(
     bytes([value]) * MIB * count
     for value, count in ((1, 6), (3, 2), (1, 1), (0, 1), (1, 4), (3, 4), (1, 6), (0, 8))
 )
+CHECKPOINT = bytes([1]) * 24 * MIB + bytes(8 * MIB)
 
 
 def colo_disk(directory: Path, image_format: str, socket: Path) -> Disk:
@@ -106,3 +107,17 @@ async def test_no_data_is_lost(moment: str | float, image_format: str, tmp_path:
         flat, path = tmp_path / "flat", disk.pdev_path or ""
         run("qemu-img", "convert", "-f", image_format, "-O", "raw", path, str(flat))
         assert flat.read_bytes() == SEEN
+
+
+@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+async def test_the_last_checkpoint_alone(image_format: str, tmp_path: Path) -> None:
+    """Flushed when its primary can write no more, it outlives a QEMU whose guest writes on."""
+    with replicating(tmp_path, image_format) as (secondary, disk):
+        secondary("nbd-server-stop")
+        secondary("stop")
+        guest(secondary, disk, "write -P 3 20M 2M")
+    for _ in range(2):
+        await make_whole(chain_of(disk), active=False)
+        flat, path = tmp_path / "flat", disk.pdev_path or ""
+        run("qemu-img", "convert", "-f", image_format, "-O", "raw", path, str(flat))
+        assert flat.read_bytes() == CHECKPOINT

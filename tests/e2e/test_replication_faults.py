@@ -1,6 +1,7 @@
 """Bad input and faults around the life of a replicated disk: each is said, and has a way out."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -298,3 +299,35 @@ def test_a_session_that_lost_a_write_does_not_go_on(two: list[Member]) -> None:
     a.is_("replicating")
     states = [e["state"] for e in a.events("replication.state", since=mark)]
     assert "replicating" not in states[: states.index("resyncing")], states
+
+
+@pytest.mark.walks("primary launching refused", "secondary launching refused")
+def test_a_qemu_that_is_too_old(two: list[Member]) -> None:
+    a, b = two
+    said = "its QEMU is 6.2.0, and replication needs 7.0.0 or later"
+    for member, role in ((b, "secondary"), (a, None)):
+        member.set(qemu={"binary": member.old_qemu("6.2.0")})
+        member.start()
+        member.add(role, peer=b)
+        member.is_("failed")
+        member.says(said)
+        member.event("replication.refused")
+        member.walks(f"{role or 'primary'} launching refused")
+        assert len(member.events("replication.failed")) == 0
+        assert member.guest("query-status")["status"] in {"running", "prelaunch"}
+    for member in (b, a):
+        member.set(qemu={"binary": "qemu-system-x86_64"})
+        member.signal(signal.SIGHUP)
+        member.event("daemon.reloaded")
+        member.lose_qemu()
+    for member in two:
+        member.is_("replicating")
+
+
+def test_an_old_qemu_with_plain_drives_is_none_of_its_business(two: list[Member]) -> None:
+    a = two[0]
+    a.set(qemu={"binary": a.old_qemu("4.2.1")})
+    a.start()
+    a.add("none")
+    a.is_("running")
+    assert not a.events("replication.refused")

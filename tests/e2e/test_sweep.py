@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.host import Images
+from tests.e2e.host import Images, end
 from tests.e2e.site import DOMID, site_of
 from tests.e2e.sweeping import (
     CHECKPOINT,
     FAILBACK,
     FAILOVER,
+    KEPT,
     START,
     SWITCH,
     Content,
@@ -350,6 +351,51 @@ class SwitchRig(FailoverRig):
         self.stands(self.a)
 
 
+class KeptRig(FailoverRig):
+    """The primary stays away, the secondary's QEMU is lost too, and then the operator takes over."""
+
+    operation = KEPT
+
+    def __init__(self, members: Sequence[Fragile]) -> None:
+        super().__init__(members)
+        self.b.set(replication={"grace": 0.2, "retry_max": 0.3})
+
+    def case(self, point: Point | None) -> None:
+        a, b = self.a, self.b
+        self.started()
+        self.checkpoint(a, b)
+        a.do(writes(self.rng))
+        b.do(writes(self.rng))
+        self.arm(point)
+        a.lose()
+        self.until(self.waits_no_longer, "the session is over")
+        b.forget_guest()
+        if b.is_said("degraded") and (pid := b.pid_of_qemu):
+            end(pid)
+        self.until(lambda: b.is_said("listening"), "it listens")
+        if not b.record_of(self.identity)["in_sync"]:
+            self.struck(point, b)
+            self.nothing_to_take_over()
+            return
+        self.command(b, "failover")
+        self.until(lambda: any(map(b.is_said, _OVER)), "it is seen how far it came")
+        self.struck(point, b)
+        if not b.record_of(self.identity)["promoted"]:
+            self.again()
+        self.until(lambda: b.is_said("promoted"), "the secondary is promoted")
+        assert b.generation == 2
+        self.right_on_disk(b, self.content, "the last checkpoint")
+        self.right(b, self.content, "the last checkpoint")
+        self.whole(b)
+        self.superseded()
+
+    def waits_no_longer(self) -> bool:
+        """Tell whether the checkpoint is settled, or the QEMU that held it is gone."""
+        b = self.b
+        settled = bool(b.record_of(self.identity)["settled"])
+        return b.is_said("listening") or (b.is_said("degraded") and settled)
+
+
 class FailbackRig(Rig):
     operation = FAILBACK
 
@@ -480,6 +526,7 @@ _SPREAD: dict[type[Rig], int] = {
     CheckpointRig: 5,
     FailoverRig: 6,
     SwitchRig: 3,
+    KeptRig: 5,
     FailbackRig: 6,
 }
 

@@ -30,7 +30,7 @@ from xencolo.observed import (
     still,
     supersedes,
 )
-from xencolo.record import Chain, Record, latest_generation
+from xencolo.record import NO_CHECKPOINT, Chain, Record, latest_generation
 from xencolo.replication import Action, Event, Place, failover_event, failure, step
 from xencolo.status import DomainState as State
 
@@ -177,6 +177,7 @@ class Host:
         assert qemu
         self.raw = self.world.next_number()
         if qemu.target and qemu.connected and (qemu.mirroring or qemu.attached):
+            assert not qemu.target.host.record.settled, "written to while it counts as settled"
             qemu.target.host.raw = MIXED if qemu.mirroring else self.raw
 
     def kill_qemu(self) -> None:
@@ -288,15 +289,21 @@ class Host:
             self.save(
                 role=Role.SECONDARY,
                 generation=latest_generation(record),
-                **dict.fromkeys(["promoted", "in_sync", "detached"], False),
+                **NO_CHECKPOINT,
+                **dict.fromkeys(["promoted", "detached"], False),
                 **dict.fromkeys(["superseded_by", "peer"]),
             )
             daemon.place = Place(Role.SECONDARY, State.LAUNCHING)
         self.see()
         if daemon.refused:
             return
-        if self.record.role is Role.SECONDARY:
-            self.save(in_sync=False)
+        if self.record.settled:
+            assert self.base is not None
+            assert self.record.in_sync
+            self.raw = self.base
+            self.save(whole=True)
+        elif self.record.role is Role.SECONDARY:
+            self.save(**NO_CHECKPOINT)
             self.base = None
         self.qemu = daemon.qmp = Qemu(self)
 
@@ -314,6 +321,15 @@ class Host:
         if qemu.host.record.role is Role.PRIMARY:
             return not (qemu.attached and qemu.connected)
         return qemu.stage != "running"
+
+    def abandon(self) -> None:
+        """Have a secondary wait for its primary for as long as it does."""
+        daemon = self.daemon
+        place = Place(Role.SECONDARY, State.DEGRADED)
+        if not daemon or daemon.queue or daemon.place != place or not daemon.record:
+            return
+        if daemon.record.in_sync and not daemon.record.settled:
+            daemon.push(Event.ABANDONED, void=lambda: bool(daemon.peer and daemon.peer.daemon))
 
     # -- events -------------------------------------------------------------------------------------
 
@@ -524,7 +540,7 @@ class Host:
         assert self.raw == self.base, "what is promoted holds exactly the last checkpoint"
         self.node = Role.PRIMARY
         self.save(
-            role=Role.PRIMARY, promoted=True, in_sync=False, unfinished=(), superseded_by=None
+            role=Role.PRIMARY, promoted=True, **NO_CHECKPOINT, unfinished=(), superseded_by=None
         )
         daemon.session = None
         if daemon.qmp:
@@ -542,13 +558,13 @@ class Host:
         self.ask(Event.PEER_PREPARES, daemon.session)
 
     def _renew(self, daemon: Daemon) -> None:
-        self.save(in_sync=False)
+        self.save(**NO_CHECKPOINT)
         daemon.session = daemon.qmp = None
         self.kill_qemu()
 
     def _stale(self, daemon: Daemon) -> None:
         generation = max(daemon.heard_hello or 1, self.record.generation)
-        self.save(in_sync=False, generation=generation)
+        self.save(**NO_CHECKPOINT, generation=generation)
 
     def _record_in_sync(self, _: Daemon) -> None:
         assert not self.writers or self.base in self.writers, "in sync with something else"
@@ -602,6 +618,13 @@ class Host:
         assert not any(host.runs for host in self.writers.values()), "the guest writes meanwhile"
         assert not self.writers or self.raw in self.writers, "a checkpoint of something else"
         self.base = self.raw
+
+    def _record_settled(self, daemon: Daemon, qemu: Qemu) -> None:
+        assert not qemu.serving, "the primary writes on"
+        assert self.record.in_sync
+        assert self.base is not None
+        qemu.session = daemon.session = None
+        self.save(settled=(CHAIN,))
 
     def _start(self, _: Daemon, qemu: Qemu) -> None:
         if qemu.stage == "running":
@@ -667,6 +690,7 @@ _WITH_QEMU: dict[Action, Callable[[Host, Daemon, Qemu], None]] = {
     Action.FAILOVER: Host._failover,
     Action.AWAIT_COMMIT: Host._await_commit,
     Action.FLUSH: Host._flush,
+    Action.RECORD_SETTLED: Host._record_settled,
 }
 
 

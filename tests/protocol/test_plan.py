@@ -1,7 +1,7 @@
 """Every decision as a row, and what must hold whatever the nodes and the QEMU are."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -14,7 +14,7 @@ from xencolo.disk import Backend, Disk, Format, Role
 from xencolo.drives import Form
 from xencolo.errors import MissingNode
 from xencolo.paths import DevicePaths
-from xencolo.plan import Domain, Launch, Machine, Phase, Plan, Policy, drives_of, plan
+from xencolo.plan import Domain, Launch, Machine, Phase, Plan, Policy, drives_of, plan, refusal
 from xencolo.status import DeviceState, DomainState, DomainStatus
 
 UUID, OTHER_UUID = "6b0e5f0a-0000-4000-8000-000000000001", "6b0e5f0a-0000-4000-8000-000000000002"
@@ -615,3 +615,24 @@ def test_a_status_is_a_value() -> None:
     assert status == DomainStatus(
         S.RUNNING, Role.PRIMARY, None, 4711, {A: (DeviceState.READY, None)}
     )
+
+
+@pytest.mark.parametrize(
+    ("changed", "qemu", "why"),
+    [
+        ({}, None, None),
+        ({}, (7, 0, 0), None),
+        ({}, (10, 0, 3), None),
+        ({}, (6, 2, 9), "its QEMU is 6.2.9, and replication needs 7.0.0 or later"),
+        ({"role": Role.SECONDARY}, (6, 2, 9), "its QEMU is 6.2.9"),
+        ({"role": Role.NONE}, (6, 2, 9), None),
+        ({"devices": HAS_B}, (6, 2, 9), None),
+        ({"type": "pv"}, None, "/libxl/5/type is pv"),
+        ({"type": "hvm"}, (7, 2, 0), None),
+    ],
+)
+def test_what_can_not_replicate(
+    changed: dict[str, Any], qemu: tuple[int, int, int] | None, why: str | None
+) -> None:
+    said = refusal(DOMAIN._replace(**changed), qemu)
+    assert said is None if why is None else said and said.startswith(why)

@@ -54,7 +54,9 @@ WRITTEN = b"""\
   "peer": null,
   "detached": false,
   "diverged": false,
-  "checksum": "sha256:4a1ed40627b9e12f76608e71894ce0774776d9778f354bc95cf4fa378777eb38"
+  "settled": [],
+  "whole": false,
+  "checksum": "sha256:033c26301bbb26e3eb2f653915603804358d92fe2df6ab0696dfe463a7a3f204"
 }
 """
 

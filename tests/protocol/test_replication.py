@@ -59,13 +59,14 @@ TAKEN_IN: dict[tuple[Role, Event], set[State]] = {
     (P, Event.FENCED): set(),
     (Q, Event.CHECKPOINT): set(),
     (Q, Event.DETACH): set(),
-    (Q, Event.FAILOVER): {State.REPLICATING, State.DEGRADED},
+    (Q, Event.FAILOVER): {State.LISTENING, State.REPLICATING, State.DEGRADED},
     (Q, Event.FORCE_FAILOVER): {State.LISTENING, State.REPLICATING, State.DEGRADED},
     (Q, Event.FENCED): {State.REPLICATING, State.DEGRADED},
     (P, Event.PEER_READY): {State.STANDALONE, State.DEGRADED, State.PROMOTED},
     (P, Event.PEER_EQUAL): {State.STANDALONE, State.DEGRADED, State.PROMOTED},
     (P, Event.PEER_AGREES): {State.DEGRADED},
     (Q, Event.PEER_AGREES): {State.REPLICATING, State.DEGRADED},
+    (Q, Event.ABANDONED): {State.DEGRADED},
     (Q, Event.PEER_STARTS): {State.LISTENING},
     (Q, Event.PEER_CHECKPOINTS): {State.REPLICATING},
 }
@@ -410,13 +411,13 @@ def test_where_a_bypass_matters(place: Place) -> None:
         alone = matters and place.state is not State.DEGRADED
         assert minds_bypass(place, sound, session=False, linked=False) is alone
     else:
-        holds = place.state not in {State.LISTENING, State.FAILING_OVER}
+        holds = place.state is not State.FAILING_OVER
         assert suspended == {None: False, spoilt: False, sound: holds}
         linked = minds_bypass(place, spoilt, session=True, linked=True)
         assert linked is (place.state is State.LISTENING)
     if any(minds_bypass(place, sound, session=s, linked=s) for s in (True, False)):
         assert Event.BYPASSED in expected(place)
-    assert {event for event in Event if hangs_up(event)} >= set(FAILOVERS)
+    assert {event for event in Event if hangs_up(event)} >= {*FAILOVERS, Event.ABANDONED}
 
 
 # -- hosts that live by the table --------------------------------------------------------------------
@@ -633,6 +634,34 @@ class Hosts(RuleBasedStateMachine):
             self.world.fail_over(host, force=force)
             if host.daemon:
                 host.drain()
+
+    @rule(
+        index=INDEX,
+        others=st.sampled_from([Host.kill_daemon, _lose]),
+        after=st.sampled_from([None, Host.kill_qemu, _lose]),
+        quiet=st.integers(0, 2),
+    )
+    def stay_away(
+        self,
+        index: int,
+        others: Callable[[Host], None],
+        after: Callable[[Host], None] | None,
+        quiet: int,
+    ) -> None:
+        """Have a secondary wait for its primary till it waits no longer; then, perhaps, it is lost too."""
+        if quiet:
+            self.heal(6 * quiet)
+        host = self.host(index)
+        for other in self.world.hosts:
+            if other is not host:
+                others(other)
+        if host.daemon:
+            host.drain()
+            host.abandon()
+            host.drain()
+        if after:
+            after(host)
+            host.see()
 
     @precondition(lambda self: any(h.saved and h.saved.superseded_by for h in self.world.hosts))
     @rule()
