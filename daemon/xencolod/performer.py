@@ -232,7 +232,7 @@ async def is_own(host: str) -> bool:
     """Tell whether this machine can listen on an address; one that can't be looked up counts as its own."""
     try:
         found = await trio.socket.getaddrinfo(host, 0, type=trio.socket.SOCK_STREAM)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that can't be one
         return True  # QEMU will say so
     family, kind, protocol, _, address = found[0]
     with trio.socket.socket(family, kind, protocol) as probe:

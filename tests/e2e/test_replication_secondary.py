@@ -482,6 +482,16 @@ def test_a_secondary_does_not_get_as_far_as_listening(two: list[Member]) -> None
     a.is_("failed")
 
 
+def test_a_host_that_can_be_no_name(two: list[Member]) -> None:
+    b = two[1]
+    b.start()
+    b.add("secondary", colo_host="web..example")
+    b.is_("failed")
+    b.says("web..example")
+    b.serve_here()
+    b.is_("listening")
+
+
 @pytest.mark.walks("secondary degraded fenced")
 def test_the_fencing_command_decides(two: list[Member], tmp_path: Path) -> None:
     a, b = two
