@@ -20,6 +20,7 @@ from tests.e2e.site import (
     DISKS,
     DOMID,
     QUICK_LINK,
+    UUID,
     Caller,
     Member,
     frozen,
@@ -527,19 +528,65 @@ def test_the_fencing_command_decides(two: list[Member], tmp_path: Path) -> None:
     until(lambda: b.colo("generation") == "2", "the generation is published")
 
 
+@pytest.mark.parametrize("deaf", ["both", "child"])
 def test_a_fencing_command_ends_with_all_that_it_has_started(
-    two: list[Member], tmp_path: Path
+    two: list[Member], tmp_path: Path, deaf: str
 ) -> None:
     """What it leaves behind would fence a primary that has long come back."""
     a, b = two
     child = tmp_path / "child"
-    fence = ["sh", "-c", f"trap '' TERM; sleep 300 & echo $! > {child}; wait"]
+    own = "trap '' TERM" if deaf == "both" else ":"
+    fence = ["sh", "-c", f"{own}; (trap '' TERM; sleep 300; :) & echo $! > {child}; wait"]
     b.set(failover={"policy": "command", "command": fence, "timeout": 0.5, "after": 0.01})
     replicating(a, b)
     a.kill()
     b.event("failover.fencing_failed", error="it did not end within 0.5 s")
     stat = Path(f"/proc/{child.read_text().strip()}/stat")
-    until(lambda: not stat.exists() or " Z " in stat.read_text(), "what it has started is ended")
+    assert not stat.exists() or " Z " in stat.read_text(), "what it has started is ended"
+
+
+def test_a_fencing_command_that_leaves_something_behind(two: list[Member], tmp_path: Path) -> None:
+    """Its status counts, whoever holds its stderr open after it."""
+    a, b = two
+    child = tmp_path / "child"
+    fence = ["sh", "-c", f"sleep 300 & echo $! > {child}"]
+    b.set(failover={"policy": "command", "command": fence, "timeout": 30, "after": 0.01})
+    replicating(a, b)
+    a.kill()
+    b.is_("promoted")
+    end(int(child.read_text()))
+
+
+def test_a_fencing_command_that_prints_without_end(two: list[Member]) -> None:
+    a, b = two
+    fence = ["sh", "-c", "head -c 200M /dev/zero >&2; echo no hand reaches it >&2; exit 3"]
+    b.set(failover={"policy": "command", "command": fence, "timeout": 30, "after": 0.01})
+    replicating(a, b)
+    a.kill()
+    failed = b.event("failover.fencing_failed")
+    assert failed["error"].endswith("no hand reaches it")
+    status = Path(f"/proc/{b.pid}/status").read_text()
+    (peak,) = (int(row.split()[1]) for row in status.splitlines() if row.startswith("VmHWM"))
+    assert peak < 200 << 10, "KiB: what it prints is not kept"
+
+
+def test_a_fencing_command_for_a_name_that_no_variable_can_hold(
+    two: list[Member], tmp_path: Path
+) -> None:
+    a, b = two
+    fence = ["sh", "-c", f'echo "$XENCOLO_NAME" > {tmp_path}/name']
+    b.set(failover={"policy": "command", "command": fence, "after": 0.01})
+    b.start()
+    b.store.create(DOMID, identity=UUID)
+    b.store.write(f"/local/domain/{DOMID}/name", b"we\0b")
+    b.attach("secondary")
+    b.is_("listening")
+    a.start()
+    a.add(peer=b)
+    a.is_("replicating")
+    a.kill()
+    b.is_("promoted")
+    assert (tmp_path / "name").read_text() == "web\n"
 
 
 @pytest.mark.walks("secondary degraded action-failed")
