@@ -4,9 +4,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-from collections.abc import Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,6 @@ import pytest
 from tests.e2e.host import SDA, XVDA, end, until
 from tests.e2e.site import (
     COLO,
-    DISKS,
     DOMID,
     QUICK_LINK,
     UUID,
@@ -266,60 +262,6 @@ def test_a_secondary_replicates(two: list[Member]) -> None:
     caller.hello(9)
     caller.close()
     b.walks("primary promoted superseded")
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Iterator[Path]:
-    """Return a file system of one MiB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "--lazy", place], check=True)
-
-
-def fill(place: Path) -> None:
-    """Leave no room there."""
-    with (place / "filler").open("wb", buffering=0) as filler, suppress(OSError):
-        while True:
-            filler.write(bytes(4096))
-
-
-@pytest.mark.walks(
-    *("secondary launching qemu-error", "primary replicating qemu-error"),
-)
-def test_the_hidden_disk_is_on_a_full_file_system(two: list[Member], small: Path) -> None:
-    a, b = two
-    b.set(link=QUICK_LINK)
-    a.set(link=QUICK_LINK)
-    b.start()
-    fill(small)
-    b.add("secondary", disks=DISKS[:1], hidden_disk=str(small / "hidden.qcow2"))
-    b.is_("failed")
-    b.says("No space left on device")
-    (small / "filler").unlink()
-    b.is_("listening")
-    a.start()
-    a.add(peer=b, disks=DISKS[:1])
-
-    def ready(mark: int) -> None:
-        b.walks("secondary listening peer-starts", since=mark)
-        for member in two:
-            member.is_("replicating")
-        a.guest.write(XVDA, 0x01, "0", "512k")  # what is zero takes no room in the hidden disk
-        a.command("checkpoint")
-        fill(small)
-
-    ready(0)
-    mark = b.mark()
-    a.guest.write(XVDA, 0x11, "0", "512k")
-    a.walks(
-        "primary replicating qemu-error"
-    )  # the write of the secondary fails, the guest's does not
-    (small / "filler").unlink()
-    ready(mark)
 
 
 @pytest.mark.walks(
