@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -16,6 +15,11 @@ if TYPE_CHECKING:
 _WORDS_MAX = 400
 #: Seconds from SIGTERM to SIGKILL.
 _TERM_TIMEOUT = 5.0
+#: Seconds that the last words of a command that has ended are waited for: what it left behind may hold its
+#: stderr open for ever.
+_LAST_WORDS = 0.2
+#: Seconds between two looks whether what was asked to end has ended.
+_LOOK = 0.05
 
 
 async def fence(owner: "Replicator") -> bool:
@@ -33,7 +37,8 @@ async def fence(owner: "Replicator") -> bool:
     emit(owner.log, "failover.fencing", command=command, peer=owner.answering.peer)
     environment = {
         "XENCOLO_DOMID": str(owner.domid),
-        "XENCOLO_NAME": record.name,
+        # No variable can hold a NUL.
+        "XENCOLO_NAME": "".join(filter(str.isprintable, record.name)),
         "XENCOLO_UUID": record.uuid,
         "XENCOLO_GENERATION": str(record.generation),
         "XENCOLO_PEER": owner.answering.peer or "",
@@ -49,27 +54,57 @@ async def fence(owner: "Replicator") -> bool:
 async def _run(command: list[str], environment: dict[str, str]) -> str:
     """Return why the command failed, empty if it did not."""
     try:
-        done = await trio.run_process(
+        process = await trio.lowlevel.open_process(
             command,
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            capture_stderr=True,
-            check=False,
+            stderr=subprocess.PIPE,
             start_new_session=True,
-            deliver_cancel=_end,
         )
     except OSError as error:
         return f"{command[0]}: {error.strerror}"
-    if done.returncode == 0:
+    said = bytearray()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_listen, process, said)
+            await process.wait()
+            nursery.cancel_scope.deadline = trio.current_time() + _LAST_WORDS
+    finally:
+        if process.returncode != 0:
+            with trio.CancelScope(shield=True):  # bounded, and SIGKILL comes at its end
+                await _end(process)
+    if process.returncode == 0:
         return ""
-    words = " / ".join(done.stderr.decode("utf-8", "backslashreplace").splitlines()[-3:])
-    return f"it ended with status {done.returncode}: {words[-_WORDS_MAX:]}"
+    words = " / ".join(said.decode("utf-8", "backslashreplace").splitlines()[-3:])
+    return f"it ended with status {process.returncode}: {words[-_WORDS_MAX:]}"
+
+
+async def _listen(process: trio.Process, said: bytearray) -> None:
+    """Keep the end of what it says on stderr, however much that is."""
+    if process.stderr is None:
+        return
+    async with process.stderr:
+        async for data in process.stderr:
+            said += data
+            del said[:-_WORDS_MAX]
 
 
 async def _end(process: trio.Process) -> None:
     """End a command with all that it has started: a late one would fence a primary that has come back."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        await trio.sleep(_TERM_TIMEOUT)
+    _signalled(process.pid, signal.SIGTERM)
+    with trio.move_on_after(_TERM_TIMEOUT):
+        while process.poll() is None or _signalled(process.pid, 0):
+            await trio.sleep(_LOOK)
+        return
+    _signalled(process.pid, signal.SIGKILL)
+    await process.wait()
+
+
+def _signalled(group: int, number: int) -> bool:
+    """Send a signal to a process group, 0 for none; return False if nobody is left in it."""
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return False
+    return True

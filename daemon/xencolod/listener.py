@@ -307,9 +307,10 @@ async def serve_link(
     server = _Server(security, answer, on_gone, timeout, log)
     try:
         listeners = await trio.open_tcp_listeners(port, host=address)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name that can't be one
+        why = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"link.listen: can't listen on {address} port {port}: {error.strerror}; "
+            f"link.listen: can't listen on {address} port {port}: {why}; "
             "set link.listen and link.port to what is this host's own and free"
         ) from error
     bound = int(listeners[0].socket.getsockname()[1])

@@ -6,14 +6,14 @@ Nothing is decided here: which action comes when is :mod:`xencolo.replication`'s
 import errno
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 import trio
 
 from xencolo import link as peer
 from xencolo.disk import Role
-from xencolo.errors import LinkClosed, LinkSilent, ReplicationError
+from xencolo.errors import CommitError, LinkClosed, LinkSilent, ReplicationError
 from xencolo.record import NO_CHECKPOINT, chain_of, latest_generation
 from xencolo.replication import Action
 from xencolo.status import Resync
@@ -201,14 +201,27 @@ class Performer(Group):
         await self.save(generation=generation, unfinished=chains)
 
     async def _failover(self) -> None:
-        await self.secondary.failover()
+        with self._replacing():
+            await self.secondary.failover()
 
     async def _await_commit(self) -> None:
         """Wait without a deadline: how long depends on what the guest wrote."""
         pause, longest = _COMMIT_POLL
-        while not await self.secondary.committed():
-            await trio.sleep(pause)
-            pause = min(pause * _COMMIT_GROWTH, longest)
+        with self._replacing():
+            while not await self.secondary.committed():
+                await trio.sleep(pause)
+                pause = min(pause * _COMMIT_GROWTH, longest)
+
+    @contextmanager
+    def _replacing(self) -> Iterator[None]:
+        """Replace a QEMU that can't commit, if that may be: before the next one its disks are made whole."""
+        try:
+            yield
+        except CommitError:
+            if self.host.settings.config.qemu.restart:
+                self.qmp = None
+                self._renew()
+            raise
 
     async def _flush(self) -> None:
         await self.either.flush()
@@ -238,7 +251,7 @@ async def is_own(host: str) -> bool:
     """Tell whether this machine can listen on an address; one that can't be looked up counts as its own."""
     try:
         found = await trio.socket.getaddrinfo(host, 0, type=trio.socket.SOCK_STREAM)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that can't be one
         return True  # QEMU will say so
     family, kind, protocol, _, address = found[0]
     with trio.socket.socket(family, kind, protocol) as probe:

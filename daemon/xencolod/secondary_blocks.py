@@ -3,18 +3,19 @@
 from enum import Enum
 
 from xencolo.disk import Disk
-from xencolo.errors import QmpCommandError, ReplicationError
+from xencolo.errors import CommitError, QmpCommandError, ReplicationError
 from xencolo.graph import replication_node
 from xencolo.observed import Service
 from xencolod.blocks import Blocks, Graph
 
 
 class _Stage(Enum):
-    """Where the replication of one disk is."""
+    """Where the replication of one disk is; UNCOMMITTED: its commit ended by an error."""
 
     NONE = "none"
     RUNNING = "running"
     STOPPED = "stopped"
+    UNCOMMITTED = "uncommitted"
     COMMITTED = "committed"
 
 
@@ -23,7 +24,8 @@ def _stage(graph: Graph, devid: int, disk: Disk) -> _Stage:
 
     Started, it holds the hidden disk too, and the secondary disk through the filter of its backup job,
     which saves what the primary overwrites. Stopped, it holds the secondary disk itself, and the active
-    commit that a failover begins ends with its file being that.
+    commit that a failover begins, a job with that for its target, ends with its file being that. QEMU says
+    nothing of one that failed, and begins no other.
     """
     node = replication_node(devid)
     child = {edge.name: edge.child for edge in graph.edges if edge.parent == node}
@@ -31,7 +33,10 @@ def _stage(graph: Graph, devid: int, disk: Disk) -> _Stage:
         return _Stage.COMMITTED
     if "secondary disk" not in child:
         return _Stage.NONE
-    return _Stage.STOPPED if child["secondary disk"] == disk.colo_export else _Stage.RUNNING
+    if child["secondary disk"] != disk.colo_export:
+        return _Stage.RUNNING
+    targets = {edge.child for edge in graph.edges if edge.name == "target"}
+    return _Stage.STOPPED if disk.colo_export in targets else _Stage.UNCOMMITTED
 
 
 class SecondaryBlocks(Blocks):
@@ -127,12 +132,14 @@ class SecondaryBlocks(Blocks):
         was started, so that is looked at here. Again, it does nothing.
 
         :raises ReplicationError: no replication runs, or not one of each disk.
+        :raises CommitError: it did already, and could not commit.
         """
         stages = await self._stages()
         if _Stage.NONE in stages:
             raise ReplicationError(
                 "there is nothing to fail over to: the replication of a disk was never started"
             )
+        _check_commit(stages)
         await self.unserve()
         await self._do("xen-set-replication", enable=False, primary=False, failover=True)
         if _Stage.RUNNING in await self._stages():
@@ -141,8 +148,21 @@ class SecondaryBlocks(Blocks):
             )
 
     async def committed(self) -> bool:
-        """Whether every disk is only its secondary disk, all that the guest wrote in it."""
-        return await self._stages() == {_Stage.COMMITTED}
+        """Whether every disk is only its secondary disk, all that the guest wrote in it.
+
+        :raises CommitError: one will never be, in this QEMU.
+        """
+        stages = await self._stages()
+        _check_commit(stages)
+        return stages == {_Stage.COMMITTED}
+
+
+def _check_commit(stages: set[_Stage]) -> None:
+    if _Stage.UNCOMMITTED in stages:
+        raise CommitError(
+            "QEMU could not write into the disk what its guest wrote: look whether its file system is full; "
+            "the disk is made whole before the domain's next QEMU starts"
+        )
 
 
 def _export(devid: int) -> str:

@@ -21,6 +21,7 @@
     ├── DeviceError            adding or removing a device
     ├── DomainError            a domain that isn't there, or is already
     ├── ReplicationError       what a replicated disk needs is not so, with the remedy
+    │   └── CommitError        QEMU could not end a failover
     ├── UnexpectedEvent        an event that a state of replication does not expect
     ├── CommandError           a command by node that can't be read, or can't be given
     ├── ConfigError            the configuration file, with line or key
@@ -202,6 +203,10 @@ class DomainError(XencoloError):
 
 class ReplicationError(XencoloError):
     """What a replicated disk needs is not so; the message has the thing and the remedy."""
+
+
+class CommitError(ReplicationError):
+    """QEMU could not commit what a secondary's guest wrote; nothing is lost, and this QEMU won't."""
 
 
 class UnexpectedEvent(XencoloError):

@@ -151,6 +151,7 @@ async def served(
     security: Security = SECURITY,
     timeout: float = TIMEOUT,
     port: int = 0,
+    address: str = "127.0.0.1",
 ) -> AsyncIterator[Served]:
     """Run a daemon's end, on a free port unless told."""
     capture, end = LogCapture(), Served(security=security)
@@ -164,7 +165,7 @@ async def served(
     async def run(*, task_status: trio.TaskStatus[int]) -> None:
         with end.scope:
             await serve_link(
-                "127.0.0.1",
+                address,
                 port,
                 security,
                 answer,

@@ -313,6 +313,12 @@ async def test_an_address_that_is_taken_is_an_error_of_the_configuration() -> No
                 raise AssertionError("it listens")
 
 
+async def test_an_address_that_can_be_none_is_an_error_of_the_configuration() -> None:
+    with pytest.raises(ConfigError, match=r"link\.listen: can't listen on web\.\.example"):
+        async with served(address="web..example"):
+            raise AssertionError("it listens")
+
+
 # -- nonsense -----------------------------------------------------------------------------------
 
 WRONG_FIRST = {

@@ -171,6 +171,18 @@ class Member(Host):
     ) -> None:
         """Create the domain with its disks; their colo-host is the secondary's, which is ``peer``."""
         self.store.create(DOMID, identity=UUID)
+        self.attach(role, peer=peer, disks=disks, mib=mib, **nodes)
+
+    def attach(
+        self,
+        role: str | None = None,
+        *,
+        peer: "Member | None" = None,
+        disks: Sequence[tuple[str, int]] = DISKS,
+        mib: int = 1,
+        **nodes: str,
+    ) -> None:
+        """Give the domain disks; as :meth:`add`."""
         target = peer or self
         made: list[Disk] = []
         for vdev, devid in disks:

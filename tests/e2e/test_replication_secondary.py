@@ -4,9 +4,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-from collections.abc import Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +14,9 @@ import pytest
 from tests.e2e.host import SDA, XVDA, end, until
 from tests.e2e.site import (
     COLO,
-    DISKS,
     DOMID,
     QUICK_LINK,
+    UUID,
     Caller,
     Member,
     frozen,
@@ -267,60 +264,6 @@ def test_a_secondary_replicates(two: list[Member]) -> None:
     b.walks("primary promoted superseded")
 
 
-@pytest.fixture
-def small(tmp_path: Path) -> Iterator[Path]:
-    """Return a file system of one MiB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "--lazy", place], check=True)
-
-
-def fill(place: Path) -> None:
-    """Leave no room there."""
-    with (place / "filler").open("wb", buffering=0) as filler, suppress(OSError):
-        while True:
-            filler.write(bytes(4096))
-
-
-@pytest.mark.walks(
-    *("secondary launching qemu-error", "primary replicating qemu-error"),
-)
-def test_the_hidden_disk_is_on_a_full_file_system(two: list[Member], small: Path) -> None:
-    a, b = two
-    b.set(link=QUICK_LINK)
-    a.set(link=QUICK_LINK)
-    b.start()
-    fill(small)
-    b.add("secondary", disks=DISKS[:1], hidden_disk=str(small / "hidden.qcow2"))
-    b.is_("failed")
-    b.says("No space left on device")
-    (small / "filler").unlink()
-    b.is_("listening")
-    a.start()
-    a.add(peer=b, disks=DISKS[:1])
-
-    def ready(mark: int) -> None:
-        b.walks("secondary listening peer-starts", since=mark)
-        for member in two:
-            member.is_("replicating")
-        a.guest.write(XVDA, 0x01, "0", "512k")  # what is zero takes no room in the hidden disk
-        a.command("checkpoint")
-        fill(small)
-
-    ready(0)
-    mark = b.mark()
-    a.guest.write(XVDA, 0x11, "0", "512k")
-    a.walks(
-        "primary replicating qemu-error"
-    )  # the write of the secondary fails, the guest's does not
-    (small / "filler").unlink()
-    ready(mark)
-
-
 @pytest.mark.walks(
     *("secondary replicating qemu-error", "secondary degraded peer-detaches"),
     *("secondary degraded peer-lost", "secondary degraded peer-silent"),
@@ -482,6 +425,16 @@ def test_a_secondary_does_not_get_as_far_as_listening(two: list[Member]) -> None
     a.is_("failed")
 
 
+def test_a_host_that_can_be_no_name(two: list[Member]) -> None:
+    b = two[1]
+    b.start()
+    b.add("secondary", colo_host="web..example")
+    b.is_("failed")
+    b.says("web..example")
+    b.serve_here()
+    b.is_("listening")
+
+
 @pytest.mark.walks("secondary degraded fenced")
 def test_the_fencing_command_decides(two: list[Member], tmp_path: Path) -> None:
     a, b = two
@@ -517,19 +470,65 @@ def test_the_fencing_command_decides(two: list[Member], tmp_path: Path) -> None:
     until(lambda: b.colo("generation") == "2", "the generation is published")
 
 
+@pytest.mark.parametrize("deaf", ["both", "child"])
 def test_a_fencing_command_ends_with_all_that_it_has_started(
-    two: list[Member], tmp_path: Path
+    two: list[Member], tmp_path: Path, deaf: str
 ) -> None:
     """What it leaves behind would fence a primary that has long come back."""
     a, b = two
     child = tmp_path / "child"
-    fence = ["sh", "-c", f"trap '' TERM; sleep 300 & echo $! > {child}; wait"]
+    own = "trap '' TERM" if deaf == "both" else ":"
+    fence = ["sh", "-c", f"{own}; (trap '' TERM; sleep 300; :) & echo $! > {child}; wait"]
     b.set(failover={"policy": "command", "command": fence, "timeout": 0.5, "after": 0.01})
     replicating(a, b)
     a.kill()
     b.event("failover.fencing_failed", error="it did not end within 0.5 s")
     stat = Path(f"/proc/{child.read_text().strip()}/stat")
-    until(lambda: not stat.exists() or " Z " in stat.read_text(), "what it has started is ended")
+    assert not stat.exists() or " Z " in stat.read_text(), "what it has started is ended"
+
+
+def test_a_fencing_command_that_leaves_something_behind(two: list[Member], tmp_path: Path) -> None:
+    """Its status counts, whoever holds its stderr open after it."""
+    a, b = two
+    child = tmp_path / "child"
+    fence = ["sh", "-c", f"sleep 300 & echo $! > {child}"]
+    b.set(failover={"policy": "command", "command": fence, "timeout": 30, "after": 0.01})
+    replicating(a, b)
+    a.kill()
+    b.is_("promoted")
+    end(int(child.read_text()))
+
+
+def test_a_fencing_command_that_prints_without_end(two: list[Member]) -> None:
+    a, b = two
+    fence = ["sh", "-c", "head -c 200M /dev/zero >&2; echo no hand reaches it >&2; exit 3"]
+    b.set(failover={"policy": "command", "command": fence, "timeout": 30, "after": 0.01})
+    replicating(a, b)
+    a.kill()
+    failed = b.event("failover.fencing_failed")
+    assert failed["error"].endswith("no hand reaches it")
+    status = Path(f"/proc/{b.pid}/status").read_text()
+    (peak,) = (int(row.split()[1]) for row in status.splitlines() if row.startswith("VmHWM"))
+    assert peak < 200 << 10, "KiB: what it prints is not kept"
+
+
+def test_a_fencing_command_for_a_name_that_no_variable_can_hold(
+    two: list[Member], tmp_path: Path
+) -> None:
+    a, b = two
+    fence = ["sh", "-c", f'echo "$XENCOLO_NAME" > {tmp_path}/name']
+    b.set(failover={"policy": "command", "command": fence, "after": 0.01})
+    b.start()
+    b.store.create(DOMID, identity=UUID)
+    b.store.write(f"/local/domain/{DOMID}/name", b"we\0b")
+    b.attach("secondary")
+    b.is_("listening")
+    a.start()
+    a.add(peer=b)
+    a.is_("replicating")
+    a.kill()
+    b.is_("promoted")
+    assert (tmp_path / "name").read_text() == "web\n"
 
 
 @pytest.mark.walks("secondary degraded action-failed")

@@ -1,0 +1,108 @@
+"""Replication where a file system is full."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.host import XVDA, end
+from tests.e2e.site import DISKS, DOMID, MIB, QUICK_LINK, Member, listening
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """Return a file system of one MiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def fill(place: Path) -> None:
+    """Leave no room there."""
+    with (place / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+        while True:
+            filler.write(bytes(4096))
+
+
+@pytest.mark.walks(
+    *("secondary launching qemu-error", "primary replicating qemu-error"),
+)
+def test_the_hidden_disk_is_on_a_full_file_system(two: list[Member], small: Path) -> None:
+    a, b = two
+    b.set(link=QUICK_LINK)
+    a.set(link=QUICK_LINK)
+    b.start()
+    fill(small)
+    b.add("secondary", disks=DISKS[:1], hidden_disk=str(small / "hidden.qcow2"))
+    b.is_("failed")
+    b.says("No space left on device")
+    (small / "filler").unlink()
+    b.is_("listening")
+    a.start()
+    a.add(peer=b, disks=DISKS[:1])
+
+    def ready(mark: int) -> None:
+        b.walks("secondary listening peer-starts", since=mark)
+        for member in two:
+            member.is_("replicating")
+        a.guest.write(XVDA, 0x01, "0", "512k")  # what is zero takes no room in the hidden disk
+        a.command("checkpoint")
+        fill(small)
+
+    ready(0)
+    mark = b.mark()
+    a.guest.write(XVDA, 0x11, "0", "512k")
+    a.walks(
+        "primary replicating qemu-error"
+    )  # the write of the secondary fails, the guest's does not
+    (small / "filler").unlink()
+    ready(mark)
+
+
+def sparse(place: Path) -> Path:
+    """Make a disk that takes no room yet."""
+    disk = place / "disk.raw"
+    with disk.open("wb") as file:
+        file.truncate(MIB)
+    return disk
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_the_disk_of_a_secondary_that_takes_over_is_on_a_full_file_system(
+    two: list[Member], small: Path, restart: bool
+) -> None:
+    a, b = two
+    disk = sparse(small)
+    b.set(qemu={"restart": restart}, replication={"retry_max": 0.5})
+    listening(b, disks=DISKS[:1], params=f"aio:{disk}")
+    a.start()
+    a.add(peer=b, disks=DISKS[:1])
+    for member in two:
+        member.is_("replicating")
+    subprocess.run(["fallocate", "-p", "-o", "0", "-l", str(MIB), disk], check=True)
+    b.guest.write(XVDA, 0x77, "0", "512k")
+    a.lose()
+    b.is_("degraded")
+    fill(small)
+    assert b.command("failover").startswith("failover failed: QEMU could not write into the disk")
+    b.is_("failed")
+    if restart:
+        b.says("No space left on device")
+    else:
+        b.says("QEMU could not write into the disk")
+    (small / "filler").unlink()
+    if not restart:
+        end(b.qemu(DOMID))
+        b.forget_guest()
+        b.stop()  # a device model that died is not started again
+        b.set(qemu={"restart": True})
+        b.start()
+    b.is_("promoted")
+    assert b.guest.holds(XVDA, 0x77, "0", "512k")
+    assert b.record["generation"] == 2
