@@ -82,16 +82,10 @@ class Told:
         now: dict[tuple[int, str, str], str] = {}
         for devid, device in view.devices.items():
             log = domain_log.bind(devid=devid, vdev=device.vdev)
-            for path, node, kind, error in _complaints(device, decided.status, missing):
+            for path, node, kind, error in _complaints(device, decided, missing):
                 now[devid, path, kind] = error
-                if self.complaints.get((devid, path, kind)) == error:
-                    continue
-                if kind == DeviceState.SKIPPED.value:
-                    emit(log, "device.skipped", reason=error)
-                elif kind == DeviceState.LEAVING.value:
-                    emit(log, "device.kept", reason=error)
-                else:
-                    emit(log, "device.error", path=path, node=node, kind=kind, error=error)
+                if self.complaints.get((devid, path, kind)) != error:
+                    _tell_complaint(log, path, node, kind, error)
         wrong = {(devid, path) for devid, path, _ in now}
         before = {(devid, path) for devid, path, kind in self.complaints if kind not in _REASONS}
         for devid, path in sorted(before - wrong):
@@ -101,13 +95,22 @@ class Told:
         self.complaints = now
 
 
+def _tell_complaint(log: Logger, path: str, node: str, kind: str, error: str) -> None:
+    if kind == DeviceState.SKIPPED.value:
+        emit(log, "device.skipped", reason=error)
+    elif kind == DeviceState.LEAVING.value:
+        emit(log, "device.kept", reason=error)
+    else:
+        emit(log, "device.error", path=path, node=node, kind=kind, error=error)
+
+
 def _complaints(
-    device: Device, status: DomainStatus | None, missing: Mapping[int, str]
+    device: Device, decided: Plan, missing: Mapping[int, str]
 ) -> list[tuple[str, str, str, str]]:
     """Return (path, node, kind, error) of all that is wrong with a disk."""
     if device.errors:
         return [(e.path, e.node, e.kind, str(e)) for e in device.errors]
-    devid = device.paths.devid
+    devid, status = device.paths.devid, decided.status
     if status is None or devid not in status.devices:
         return []
     state, error = status.devices[devid]
@@ -116,5 +119,5 @@ def _complaints(
     kind = "image" if devid in missing else "drive"
     if state in _REASONS:
         kind = state.value
-    path = f"{device.paths.libxl}/params"
-    return [(path, "params", kind, error)]
+    node = decided.culprits.get(devid, "params")
+    return [(f"{device.paths.libxl}/{node}", node, kind, error)]

@@ -67,7 +67,8 @@ def parse_port(text: str) -> int:
     :raises DiskError: it is none.
     """
     if not re.fullmatch(r"[1-9]\d{0,4}", text, re.ASCII) or int(text) > 65535:
-        raise DiskError(f"colo-port {text[:20]!r} is not a whole number from 1 to 65535")
+        reason = f"colo-port {text[:20]!r} is not a whole number from 1 to 65535"
+        raise DiskError(reason, "colo_port")
     return int(text)
 
 
@@ -83,7 +84,8 @@ def check_export(name: str) -> str:
     """
     if not _NODE_NAME.fullmatch(name):
         raise DiskError(
-            f"colo-export {name[:40]!r}: QEMU needs a letter, then up to 30 letters, digits, - . _"
+            f"colo-export {name[:40]!r}: QEMU needs a letter, then up to 30 letters, digits, - . _",
+            "colo_export",
         )
     return name
 
@@ -94,7 +96,7 @@ def check_host(host: str) -> str:
     :raises DiskError: it can't.
     """
     if not _HOST.fullmatch(host):
-        raise DiskError(f"colo-host {host[:40]!r} is no host name and no address")
+        raise DiskError(f"colo-host {host[:40]!r} is no host name and no address", "colo_host")
     return host
 
 

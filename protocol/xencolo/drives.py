@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from xencolo.disk import Backend, Disk, Role
+from xencolo.disk import COLO_FIELDS, Backend, Disk, Role
 from xencolo.errors import DiskError, DriveError, VdevError
 from xencolo.graph import (
     FORMATS,
@@ -79,14 +79,15 @@ def domain_drives(
         else:
             errors[disk.devid] = DriveError(
                 f"{place}; nothing of it would be replicated: choose one of hda to hdd, xvda to "
-                f"xvdd or sda to sdh"
+                f"xvdd or sda to sdh",
+                "dev",
             )
     errors |= _clashes(placed)
     for drive in placed:
-        if reason := _refusal(drive):
-            errors.setdefault(drive.disk.devid, DriveError(reason))
+        if error := _refusal(drive):
+            errors.setdefault(drive.disk.devid, error)
     good = [drive for drive in placed if drive.disk.devid not in errors]
-    images = {drive.disk.devid: drive.images for drive in good}
+    images = {drive.disk.devid: tuple(drive.images.values()) for drive in good}
     return DomainDrives(render(good, form, is_block_device), skipped, errors, images)
 
 
@@ -138,52 +139,60 @@ def _place(disk: Disk, form: Form) -> Place | str:
 
 class _Refusal(NamedTuple):
     when: Callable[[Drive], bool]
+    node: str
     reason: str
 
 
 _REFUSALS = (
     _Refusal(
         lambda d: d.role is not Role.NONE and d.disk.is_cdrom,
+        "device-type",
         "a cdrom can't be replicated: leave colo out",
     ),
     _Refusal(
         lambda d: d.role is not Role.NONE and d.disk.empty,
+        "params",
         "an empty disk can't be replicated: give it a target",
     ),
     # QEMU: "Cannot export read-only node as writable", and a primary without a secondary is none
     _Refusal(
         lambda d: d.role is not Role.NONE and d.read_only,
+        "mode",
         "a read-only disk can't be replicated, the secondary's is exported as writable: make it "
         "access=rw or leave colo out",
     ),
     _Refusal(
         lambda d: d.disk.empty and not d.disk.is_cdrom,
+        "params",
         "only a cdrom can be empty: give it a target",
     ),
     _Refusal(
         lambda d: d.place.bus == "ide" and d.read_only and not d.disk.is_cdrom,
+        "mode",
         "QEMU's IDE disks can't be read-only: make it an sd disk, a cdrom or access=rw",
     ),
     # json:, nbd:, fat:rw: are protocols to QEMU, and a relative path begins where QEMU was started
     _Refusal(
-        lambda d: not all(path.startswith("/") for path in d.images),
-        "QEMU needs paths that begin with '/': give each image's whole path",
+        lambda d: not d.images.get("params", "/").startswith("/"),
+        "params",
+        "QEMU needs paths that begin with '/': give the image's whole path",
     ),
     _Refusal(
         lambda d: not d.disk.empty and d.disk.format not in FORMATS,
+        "params",
         "the format of its image is not known: give it, format=raw for example",
     ),
 )
 
 
-def _refusal(drive: Drive) -> str | None:
+def _refusal(drive: Drive) -> DriveError | None:
     for row in _REFUSALS:
         if row.when(drive):
-            return f"{drive.disk.vdev}: {row.reason}"
+            return DriveError(f"{drive.disk.vdev}: {row.reason}", row.node)
     try:
         drive.disk.check()
     except DiskError as error:
-        return str(error)
+        return DriveError(str(error), COLO_FIELDS.get(error.field, "params"))
     return None
 
 
@@ -191,33 +200,43 @@ def _refusal(drive: Drive) -> str | None:
 _NAMES = (quorum_node, replication_node, peer_node, nbd_node, plain_node, device_id)
 
 
-def _claims(drive: Drive) -> Iterator[tuple[str, str, bool]]:
-    """Yield what the disk claims: what, the remedy, whether another may claim it too."""
-    bus, number = drive.place
-    devid = drive.disk.devid
-    yield f"{bus.upper()} disk {number}", "give each disk a place of its own", False
-    names = [name(devid) for name in _NAMES]
-    names.append(text_id(drive))
-    if drive.role is not Role.NONE and drive.disk.colo_export:
-        names.append(drive.disk.colo_export)
-    for name in names:
-        yield f"the block node {name}", "give each disk a colo-export of its own", False
-    for path in drive.images:
-        yield f"the image {path}", "QEMU writes only to an image that is used once", drive.read_only
+class _Claim(NamedTuple):
+    """Something that a disk needs: ``node`` says so, and another one may have it too if it is ``shared``."""
+
+    disk: Disk
+    node: str
+    what: str
+    remedy: str
+    shared: bool = False
+
+
+def _claims(drive: Drive) -> Iterator[_Claim]:
+    disk, (bus, number) = drive.disk, drive.place
+    yield _Claim(disk, "dev", f"{bus.upper()} disk {number}", "give each disk a place of its own")
+    names = [("dev", name) for name in (*(name(disk.devid) for name in _NAMES), text_id(drive))]
+    if drive.role is not Role.NONE and disk.colo_export:
+        names.append(("colo-export", disk.colo_export))
+    for node, name in names:
+        remedy = "give each disk a colo-export of its own"
+        yield _Claim(disk, node, f"the block node {name}", remedy)
+    for node, path in drive.images.items():
+        remedy = "QEMU writes only to an image that is used once"
+        yield _Claim(disk, node, f"the image {path}", remedy, drive.read_only)
 
 
 def _clashes(drives: Iterable[Drive]) -> dict[int, DriveError]:
-    claimed: dict[tuple[str, str], list[tuple[Disk, bool]]] = defaultdict(list)
+    claimed: dict[str, list[_Claim]] = defaultdict(list)
     for drive in drives:
-        for what, remedy, shared in _claims(drive):
-            claimed[what, remedy].append((drive.disk, shared))
+        for claim in _claims(drive):
+            claimed[claim.what].append(claim)
     errors: dict[int, DriveError] = {}
-    for (what, remedy), claims in claimed.items():
-        if len(claims) == 1 or all(shared for _, shared in claims):
+    for what, claims in claimed.items():
+        if len(claims) == 1 or all(claim.shared for claim in claims):
             continue
-        vdevs = " and ".join(dict.fromkeys(disk.vdev for disk, _ in claims))
-        error = DriveError(f"{what} is claimed more than once, by {vdevs}: {remedy}")
-        errors |= {disk.devid: error for disk, _ in claims if disk.devid not in errors}
+        vdevs = " and ".join(dict.fromkeys(claim.disk.vdev for claim in claims))
+        text = f"{what} is claimed more than once, by {vdevs}: {claims[0].remedy}"
+        for claim in reversed(claims):  # of one disk's, the one that another can be chosen for
+            errors.setdefault(claim.disk.devid, DriveError(text, claim.node))
     return errors
 
 

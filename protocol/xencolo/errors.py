@@ -190,7 +190,14 @@ class ForbiddenImage(NodeError):
 
 
 class DriveError(XencoloError):
-    """QEMU can't be given this disk in this role."""
+    """QEMU can't be given this disk in this role.
+
+    :ivar node: the name of the node that says what can't be.
+    """
+
+    def __init__(self, reason: str, node: str = "params") -> None:
+        super().__init__(reason)
+        self.node = node
 
 
 class DeviceError(XencoloError):

@@ -11,7 +11,7 @@ libxl heeds it in the PV backend alone, an emulated drive always uses the page c
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -112,12 +112,12 @@ class Drive(NamedTuple):
     place: Place
 
     @property
-    def images(self) -> tuple[str, ...]:
-        """The files that QEMU opens for it."""
-        paths = [self.disk.pdev_path]
+    def images(self) -> Mapping[str, str]:
+        """The files that QEMU opens for it, by the nodes that name them."""
+        paths = {"params": self.disk.pdev_path}
         if self.role is Role.SECONDARY:
-            paths += [self.disk.active_disk, self.disk.hidden_disk]
-        return tuple(path for path in paths if path)
+            paths |= {"active-disk": self.disk.active_disk, "hidden-disk": self.disk.hidden_disk}
+        return {node: path for node, path in paths.items() if path}
 
     @property
     def read_only(self) -> bool:

@@ -6,6 +6,7 @@ No branch here looks at anything but its arguments, so every decision is a row o
 import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from types import MappingProxyType
 from typing import NamedTuple
 
 from xencolo.device import CLOSING, Device
@@ -131,11 +132,13 @@ class Plan(NamedTuple):
     :ivar launch: the QEMU that should run; None for none.
     :ivar status: what to publish; None where the domain is none of ours.
     :ivar closed: the devids whose backends are to be closed: QEMU has let go of them.
+    :ivar culprits: devid → the node that says what QEMU can't be given.
     """
 
     launch: Launch | None
     status: DomainStatus | None
     closed: tuple[int, ...] = ()
+    culprits: Mapping[int, str] = MappingProxyType({})
 
 
 class Policy(NamedTuple):
@@ -289,7 +292,8 @@ def plan(domain: Domain, machine: Machine, policy: Policy, missing: Mapping[int,
     devices |= dict.fromkeys(leaving, (DeviceState.LEAVING, _KEPT if kept else None))
     closing = (devid for devid, device in leaving.items() if device.state == CLOSING)
     closed = () if held or domain.foreign else tuple(sorted(closing))
-    return Plan(launch, _status(state, machine, devices, error), closed)
+    culprits = {devid: error.node for devid, error in drives.errors.items()}
+    return Plan(launch, _status(state, machine, devices, error), closed, culprits)
 
 
 def _choose(  # noqa: PLR0911 - one return a row reads best

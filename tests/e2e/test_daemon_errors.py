@@ -246,7 +246,8 @@ def test_two_disks_with_one_export_are_both_in_error(host: Host) -> None:
     host.store.write("/libxl/5/colo/role", "primary")
     for disk in (first, second):
         event = host.event("device.error", domid=5, devid=disk.devid)
-        assert event["kind"] == "drive"
+        assert (event["kind"], event["node"]) == ("drive", "colo-export")
+        assert event["path"] == f"{disk.libxl}/colo-export"
         assert "same" in event["error"]
     host.state(5, "waiting")
     assert host.qemus() == []

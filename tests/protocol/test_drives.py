@@ -281,38 +281,59 @@ CDROM: dict[str, Any] = {"is_cdrom": True, "removable": True, "readwrite": False
 
 @pytest.mark.parametrize("form", Form)
 @pytest.mark.parametrize(
-    ("changes", "role", "reason"),
+    ("changes", "role", "node", "reason"),
     [
-        ({"readwrite": False}, Role.NONE, "IDE disks can't be read-only: make it an sd disk"),
-        ({"readwrite": False}, Role.PRIMARY, "a read-only disk can't be replicated"),
-        ({"readwrite": False}, Role.SECONDARY, "make it access=rw or leave colo out"),
-        ({"readwrite": False, "vdev": "sda"}, Role.PRIMARY, "a read-only disk can't be replicated"),
-        ({"readwrite": False, "vdev": "sda"}, Role.SECONDARY, "exported as writable"),
-        (CDROM, Role.PRIMARY, "a cdrom can't be replicated: leave colo out"),
-        ({"pdev_path": None}, Role.PRIMARY, "an empty disk can't be replicated: give it a target"),
-        ({"format": Format.EMPTY}, Role.SECONDARY, "an empty disk can't be replicated"),
-        ({"pdev_path": None}, Role.NONE, "only a cdrom can be empty"),
-        ({"format": Format.UNKNOWN}, Role.NONE, "format of its image is not known"),
-        ({"pdev_path": "json:{}"}, Role.NONE, "begin with '/'"),
-        ({"pdev_path": "fat:rw:/"}, Role.PRIMARY, "begin with '/'"),
-        ({"pdev_path": "disk.img"}, Role.NONE, "begin with '/'"),
-        ({"active_disk": "nbd:h:1"}, Role.SECONDARY, "begin with '/'"),
-        ({"hidden_disk": "h"}, Role.SECONDARY, "begin with '/'"),
-        ({"active_disk": None}, Role.SECONDARY, "active-disk is missing"),
-        ({"colo_export": None}, Role.PRIMARY, "colo-export is missing"),
-        ({"colo_export": "a,b"}, Role.PRIMARY, "QEMU needs a letter"),
-        ({"pdev_path": "/a\nb"}, Role.NONE, "holds the character"),
-        ({"active_disk": "/P"}, Role.SECONDARY, "the image /P is claimed more than once, by hda"),
+        (
+            {"readwrite": False},
+            Role.NONE,
+            "mode",
+            "IDE disks can't be read-only: make it an sd disk",
+        ),
+        ({"readwrite": False}, Role.PRIMARY, "mode", "a read-only disk can't be replicated"),
+        ({"readwrite": False}, Role.SECONDARY, "mode", "make it access=rw or leave colo out"),
+        (
+            {"readwrite": False, "vdev": "sda"},
+            Role.PRIMARY,
+            "mode",
+            "a read-only disk can't be replicated",
+        ),
+        ({"readwrite": False, "vdev": "sda"}, Role.SECONDARY, "mode", "exported as writable"),
+        (CDROM, Role.PRIMARY, "device-type", "a cdrom can't be replicated: leave colo out"),
+        (
+            {"pdev_path": None},
+            Role.PRIMARY,
+            "params",
+            "an empty disk can't be replicated: give it a target",
+        ),
+        ({"format": Format.EMPTY}, Role.SECONDARY, "params", "an empty disk can't be replicated"),
+        ({"pdev_path": None}, Role.NONE, "params", "only a cdrom can be empty"),
+        ({"format": Format.UNKNOWN}, Role.NONE, "params", "format of its image is not known"),
+        ({"pdev_path": "json:{}"}, Role.NONE, "params", "begin with '/'"),
+        ({"pdev_path": "fat:rw:/"}, Role.PRIMARY, "params", "begin with '/'"),
+        ({"pdev_path": "disk.img"}, Role.NONE, "params", "begin with '/'"),
+        ({"active_disk": "nbd:h:1"}, Role.SECONDARY, "active-disk", "begin with '/'"),
+        ({"hidden_disk": "h"}, Role.SECONDARY, "hidden-disk", "begin with '/'"),
+        ({"active_disk": None}, Role.SECONDARY, "active-disk", "active-disk is missing"),
+        ({"colo_export": None}, Role.PRIMARY, "colo-export", "colo-export is missing"),
+        ({"colo_export": "a,b"}, Role.PRIMARY, "colo-export", "QEMU needs a letter"),
+        ({"pdev_path": "/a\nb"}, Role.NONE, "params", "holds the character"),
+        (
+            {"active_disk": "/P"},
+            Role.SECONDARY,
+            "active-disk",
+            "the image /P is claimed more than once, by hda",
+        ),
     ],
 )
 def test_a_disk_alone_is_in_error(
-    changes: dict[str, Any], role: Role, reason: str, form: Form
+    changes: dict[str, Any], role: Role, node: str, reason: str, form: Form
 ) -> None:
     bad = msgspec.structs.replace(COLO_DISK, **changes)
     good = parse(colo("hdb", "other"))
     made = domain_drives([bad, good], role, form)
     assert list(made.errors) == [bad.devid]
     assert reason in str(made.errors[bad.devid])
+    assert made.errors[bad.devid].node == node
     assert made.arguments == domain_drives([good], role, form).arguments
     assert list(made.images) == [good.devid]
     assert not made.skipped
@@ -320,28 +341,66 @@ def test_a_disk_alone_is_in_error(
 
 @pytest.mark.parametrize("form", Form)
 @pytest.mark.parametrize(
-    ("one", "other", "role", "reason"),
+    ("one", "other", "role", "nodes", "reason"),
     [
-        ("vdev=hda,/x", "vdev=xvda,/y", Role.NONE, "IDE disk 0"),
-        ("vdev=hdc,cdrom", "vdev=xvdc,/y", Role.NONE, "IDE disk 2"),
-        ("vdev=sda,/x", "vdev=2048,/y", Role.NONE, "SCSI disk 0"),
-        ("vdev=sdc,cdrom", "vdev=hdc,/y", Role.NONE, "IDE disk 2"),
-        ("vdev=hda,/x", "vdev=sda,/x", Role.NONE, "the image /x"),
-        ("vdev=hda,/x", "vdev=hdc,cdrom,/x", Role.NONE, "the image /x"),
-        (colo("hda", "e"), colo("hdb", "e"), Role.PRIMARY, "the block node e"),
-        (colo("hda", "e"), colo("sda", "e"), Role.SECONDARY, "the block node e"),
-        (colo("hda", "plain-832"), "vdev=hdb,/x", Role.PRIMARY, "the block node plain-832"),
-        (colo("hda", "quorum-832"), colo("hdb", "e"), Role.PRIMARY, "the block node quorum-832"),
-        (colo("hda", "replication-832"), colo("hdb", "e"), Role.SECONDARY, "the block node repl"),
-        (colo("hda", "ide0-hd1"), "vdev=hdb,/x", Role.PRIMARY, "the block node ide0-hd1"),
-        (colo("hda", "e"), "vdev=hdb,/e.a", Role.SECONDARY, "the image /e.a"),
+        ("vdev=hda,/x", "vdev=xvda,/y", Role.NONE, ["dev"] * 2, "IDE disk 0"),
+        ("vdev=hdc,cdrom", "vdev=xvdc,/y", Role.NONE, ["dev"] * 2, "IDE disk 2"),
+        ("vdev=sda,/x", "vdev=2048,/y", Role.NONE, ["dev"] * 2, "SCSI disk 0"),
+        ("vdev=sdc,cdrom", "vdev=hdc,/y", Role.NONE, ["dev"] * 2, "IDE disk 2"),
+        ("vdev=hda,/x", "vdev=sda,/x", Role.NONE, ["params"] * 2, "the image /x"),
+        ("vdev=hda,/x", "vdev=hdc,cdrom,/x", Role.NONE, ["params"] * 2, "the image /x"),
+        (colo("hda", "e"), colo("hdb", "e"), Role.PRIMARY, ["colo-export"] * 2, "the block node e"),
+        (
+            colo("hda", "e"),
+            colo("sda", "e"),
+            Role.SECONDARY,
+            ["colo-export"] * 2,
+            "the block node e",
+        ),
+        (
+            colo("hda", "plain-832"),
+            "vdev=hdb,/x",
+            Role.PRIMARY,
+            ["colo-export", "dev"],
+            "the block node plain-832",
+        ),
+        (
+            colo("hda", "quorum-832"),
+            colo("hdb", "e"),
+            Role.PRIMARY,
+            ["colo-export", "dev"],
+            "the block node quorum-832",
+        ),
+        (
+            colo("hda", "replication-832"),
+            colo("hdb", "e"),
+            Role.SECONDARY,
+            ["colo-export", "dev"],
+            "the block node repl",
+        ),
+        (
+            colo("hda", "ide0-hd1"),
+            "vdev=hdb,/x",
+            Role.PRIMARY,
+            ["colo-export", "dev"],
+            "the block node ide0-hd1",
+        ),
+        (
+            colo("hda", "e"),
+            "vdev=hdb,/e.a",
+            Role.SECONDARY,
+            ["active-disk", "params"],
+            "the image /e.a",
+        ),
     ],
 )
 def test_who_claims_the_same_is_in_error(
-    one: str, other: str, role: Role, reason: str, form: Form
+    one: str, other: str, role: Role, nodes: list[str], reason: str, form: Form
 ) -> None:
     made = drives(one, other, "vdev=hdd,/z", role=role, form=form)
-    assert set(made.errors) == {parse(one).devid, parse(other).devid}
+    assert {devid: error.node for devid, error in made.errors.items()} == dict(
+        zip((parse(one).devid, parse(other).devid), nodes, strict=True)
+    )
     for error in made.errors.values():
         assert f"{reason}" in str(error)
         assert "is claimed more than once, by" in str(error)
@@ -353,6 +412,7 @@ def test_an_export_that_is_a_name_of_the_same_disk() -> None:
     assert str(made.errors[768]).startswith(
         "the block node quorum-768 is claimed more than once, by hda:"
     )
+    assert made.errors[768].node == "colo-export"
 
 
 def test_read_only_disks_may_share_an_image() -> None:
