@@ -54,9 +54,8 @@ WRITTEN = b"""\
   "peer": null,
   "detached": false,
   "diverged": false,
-  "settled": [],
-  "whole": false,
-  "checksum": "sha256:033c26301bbb26e3eb2f653915603804358d92fe2df6ab0696dfe463a7a3f204"
+  "settled": null,
+  "checksum": "sha256:167aba5e10ad874c3ac73539d02c84c7485f12afb36ba209f3fc80d989f52d9a"
 }
 """
 
