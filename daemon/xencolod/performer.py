@@ -180,7 +180,7 @@ class Performer(Group):
 
     async def _record_stale(self) -> None:
         generation = latest_generation(self.known, self.peer_generation)
-        await self.save(**NO_CHECKPOINT, generation=generation)
+        await self.save(**NO_CHECKPOINT, own=False, generation=generation)
 
     async def _record_in_sync(self) -> None:
         self.checkpoint_time = int(time.time())
@@ -230,6 +230,7 @@ class Performer(Group):
             promoted=True,
             **NO_CHECKPOINT,
             unfinished=(),
+            own=False,
             superseded_by=None,
             diverged=True,
         )

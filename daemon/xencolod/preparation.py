@@ -97,6 +97,7 @@ async def assume_role(performer: Performer, role: Role) -> bool:
     # The operator has made the primary of before a secondary.
     await performer.save(
         role=role,
+        own=performer.known.superseded_by is None,
         generation=latest_generation(performer.known),
         **NO_CHECKPOINT,
         **dict.fromkeys(("promoted", "detached"), False),

@@ -68,6 +68,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     :ivar generation: raised by each failover; of two hosts the higher one has the data.
     :ivar in_sync: a secondary whose disks hold a checkpoint of the primary.
     :ivar settled: of a secondary that is in sync: how its checkpoint outlives QEMU, None while it does not.
+    :ivar own: a secondary that was the primary until it was made one: its disks hold all that its guest
+        wrote, and no other primary has begun to copy over it.
     :ivar promoted: a primary that was a secondary before.
     :ivar unfinished: the disks of a failover that was begun and is not known to have ended. The guest must
         not run from the end of QEMU's commit until they are out of here: `xencolod.images.make_whole`
@@ -91,6 +93,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     detached: bool = False
     diverged: bool = False
     settled: Settled | None = None
+    own: bool = False
 
     def __post_init__(self) -> None:
         if self.role is Role.NONE:

@@ -55,7 +55,8 @@ WRITTEN = b"""\
   "detached": false,
   "diverged": false,
   "settled": null,
-  "checksum": "sha256:167aba5e10ad874c3ac73539d02c84c7485f12afb36ba209f3fc80d989f52d9a"
+  "own": false,
+  "checksum": "sha256:829a9cb38d4f335714f6314ab67d891e387fa0f4c4a323079078419bdb3ad10b"
 }
 """
 
