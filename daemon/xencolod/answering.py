@@ -170,6 +170,7 @@ class Answering:
 
         def begin() -> None:
             performer.session = request.session
+            performer.number, performer.checkpoint_time = 0, None
 
         await self._asked(Event.PEER_PREPARES, begin)
         # Where it was may not be where it is, when its turn has come.

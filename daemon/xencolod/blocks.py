@@ -12,7 +12,8 @@ for it, and no further command is taken but out of band
 (:meth:`xencolod.primary_blocks.PrimaryBlocks.cut`).
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+import re
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import trio
@@ -23,6 +24,8 @@ from xencolo.graph import Form
 from xencolod.qmp import Qmp
 
 _SESSION = "xencolo-session-"
+_CHECKPOINT = "xencolo-checkpoint-"
+_LAST = re.compile(rf"{_CHECKPOINT}(\d{{1,18}})-(\d{{1,18}})", re.ASCII)
 _PAUSED = "xencolo-paused"
 
 #: What QEMU says of a replication that was not started.
@@ -45,6 +48,19 @@ class Graph(NamedTuple):
 
     nodes: set[str]
     edges: list[Edge]
+
+
+class Mark(NamedTuple):
+    """What a QEMU is told of its replication; it forgets it when it ends.
+
+    :ivar session: that it is in.
+    :ivar number: of the last checkpoint, 0 before the first.
+    :ivar seconds: when that was taken, since the epoch.
+    """
+
+    session: str | None = None
+    number: int = 0
+    seconds: int | None = None
 
 
 class Blocks:
@@ -112,19 +128,24 @@ class Blocks:
 
     # -- markers ----------------------------------------------------------------------------------
 
-    async def session(self) -> str | None:
-        """Return the session that this QEMU is in."""
-        found = [name for name in await self._objects() if name.startswith(_SESSION)]
-        return found[0].removeprefix(_SESSION) if found else None
+    async def marked(self) -> Mark:
+        """Return what this QEMU was told."""
+        names = await self._objects()
+        session = [name.removeprefix(_SESSION) for name in names if name.startswith(_SESSION)]
+        if not session:
+            return Mark()
+        # Two are there where a daemon was killed in between.
+        taken = [(int(m[1]), int(m[2])) for m in map(_LAST.fullmatch, names) if m]
+        return Mark(session[0], *max(taken, default=()))
 
-    async def mark(self, session: str | None) -> None:
-        """Note in QEMU the session that it is in; it forgets it when it ends."""
-        wanted = {_SESSION + session} if session else set()
-        found = {name for name in await self._objects() if name.startswith(_SESSION)}
-        for name in found - wanted:
-            await self._remove(name)
+    async def mark(self, mark: Mark) -> None:
+        """Note in QEMU the session that it is in, and its last checkpoint."""
+        wanted = set(_markers(mark))
+        found = {name for name in await self._objects() if name.startswith((_SESSION, _CHECKPOINT))}
         for name in wanted - found:
             await self._add_marker(name)
+        for name in found - wanted:
+            await self._remove(name)
 
     async def _objects(self) -> set[str]:
         return {item["name"] for item in await self._do("qom-list", path="/objects")}
@@ -192,6 +213,13 @@ class Blocks:
     async def _drop_tls(self, endpoint: str) -> None:
         if _tls_id(endpoint) in await self._objects():
             await self._remove(_tls_id(endpoint))
+
+
+def _markers(mark: Mark) -> Iterator[str]:
+    if mark.session:
+        yield _SESSION + mark.session
+    if mark.session and mark.number:
+        yield f"{_CHECKPOINT}{mark.number}-{mark.seconds or 0}"
 
 
 def _tls_id(endpoint: str) -> str:

@@ -39,6 +39,10 @@ _NOTHING_TO_TAKE_OVER = (
     "the disks hold no checkpoint of the primary; with force the domain runs on what is there, which may be "
     "part of a resync: all that was not copied yet is lost"
 )
+_OWN_DISKS = (
+    "the disks hold no checkpoint of the primary; they hold all that the guest wrote here while this host "
+    "was it: with force it is that again, and what the guest may have written on the other host since is lost"
+)
 
 
 class Obeying:
@@ -183,7 +187,7 @@ async def _fail_over(owner: "Replicator", *, force: bool) -> str:
     if wanted := event():
         await owner.push(wanted, void=lambda: event() is None).outcome()
     if performer.known.role is not Role.PRIMARY:
-        raise CommandError(_NOTHING_TO_TAKE_OVER)
+        raise CommandError(_OWN_DISKS if performer.known.own else _NOTHING_TO_TAKE_OVER)
     return f"generation {performer.known.generation}"
 
 

@@ -14,9 +14,10 @@ import trio
 from xencolo import link as peer
 from xencolo.disk import Role
 from xencolo.errors import CommitError, LinkClosed, LinkSilent, ReplicationError
-from xencolo.record import NO_CHECKPOINT, chain_of, latest_generation
+from xencolo.record import NO_CHECKPOINT, Settled, chain_of, latest_generation
 from xencolo.replication import Action
 from xencolo.status import Resync
+from xencolod.blocks import Mark
 from xencolod.group import Group, Host
 from xencolod.primary_blocks import PrimaryBlocks
 from xencolod.secondary_blocks import SecondaryBlocks
@@ -86,7 +87,7 @@ class Performer(Group):
             self.times.paused = None
 
     async def _mark(self) -> None:
-        await self.either.mark(self.session)
+        await self.either.mark(Mark(self.session, self.number, self.checkpoint_time))
 
     async def check(self) -> None:
         """Look at QEMU's replication status.
@@ -179,17 +180,18 @@ class Performer(Group):
 
     async def _record_stale(self) -> None:
         generation = latest_generation(self.known, self.peer_generation)
-        await self.save(**NO_CHECKPOINT, generation=generation)
+        await self.save(**NO_CHECKPOINT, own=False, generation=generation)
 
     async def _record_in_sync(self) -> None:
-        self.number = 0
         self.checkpoint_time = int(time.time())
         await self.save(in_sync=True)
 
     async def _record_settled(self) -> None:
-        await self.either.mark(None)  # no primary may go on with this session
+        await self.either.mark(Mark())  # no primary may go on with this session
         self.session = None
-        await self.save(settled=tuple(chain_of(disk) for disk in self.disks))
+        disks = tuple(chain_of(disk) for disk in self.disks)
+        settled = Settled(disks=disks, number=self.number, seconds=self.checkpoint_time)
+        await self.save(settled=settled)
 
     async def _record_superseded(self) -> None:
         # Found again, not heard of now, it stands in the record already.
@@ -233,7 +235,7 @@ class Performer(Group):
         :raises RecordError: it could not be saved.
         """
         if self.qmp:  # what is recorded as promoted is in no session any more
-            await self.either.mark(None)
+            await self.either.mark(Mark())
         # Then the node: a role node that says secondary later is the operator's word.
         await self.host.set_role(self.domid, Role.PRIMARY)
         await self.save(
@@ -241,6 +243,7 @@ class Performer(Group):
             promoted=True,
             **NO_CHECKPOINT,
             unfinished=(),
+            own=False,
             superseded_by=None,
             diverged=True,
         )

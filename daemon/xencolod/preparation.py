@@ -1,10 +1,12 @@
 """What must be so before a domain's QEMU is started: its record, its disks made whole, its images."""
 
+from msgspec.structs import replace
+
 from xencolo.disk import Role
 from xencolo.errors import ImageError, RecordError, ReplicationError
 from xencolo.paths import colo_path
 from xencolo.plan import Domain, Launch
-from xencolo.record import NO_CHECKPOINT, Record, latest_generation
+from xencolo.record import NO_CHECKPOINT, Record, Settled, latest_generation
 from xencolo.status import RECORD
 from xencolod import images
 from xencolod.log import Logger, emit
@@ -74,6 +76,8 @@ async def load_record(performer: Performer, view: Domain, role: Role) -> None:
         record = Record(uuid=uuid, name=view.name, role=role, generation=1)
         await records.save(record)
     performer.record = record
+    if settled := record.settled:
+        performer.number, performer.checkpoint_time = settled.number, settled.seconds
 
 
 async def assume_role(performer: Performer, role: Role) -> bool:
@@ -93,6 +97,7 @@ async def assume_role(performer: Performer, role: Role) -> bool:
     # The operator has made the primary of before a secondary.
     await performer.save(
         role=role,
+        own=performer.known.superseded_by is None,
         generation=latest_generation(performer.known),
         **NO_CHECKPOINT,
         **dict.fromkeys(("promoted", "detached"), False),
@@ -135,19 +140,20 @@ async def ready_images(performer: Performer, role: Role, log: Logger) -> None:
         for path in (disk.active_disk, disk.hidden_disk):
             if path and (reason := forbidden(path, config.images.directories)):
                 raise ImageError(path, reason)
-    if performer.known.settled:
-        await _keep_checkpoint(performer, log)
+    if settled := performer.known.settled:
+        await _keep_checkpoint(performer, settled, log)
     else:
         await performer.save(**NO_CHECKPOINT)
+        performer.number, performer.checkpoint_time = 0, None
     for disk in performer.disks:
         for path in await images.prepare(disk, make=config.replication.make_images):
             emit(log, "images.made", devid=disk.devid, vdev=disk.vdev, path=path)
 
 
-async def _keep_checkpoint(performer: Performer, log: Logger) -> None:
+async def _keep_checkpoint(performer: Performer, settled: Settled, log: Logger) -> None:
     """Put what the hidden disks hold of the last checkpoint into the disks: they are made anew after it."""
     record = performer.known
-    held = {chain.secondary: chain.format for chain in record.settled}
+    held = {chain.secondary: chain.format for chain in settled.disks}
     described = {disk.pdev_path: disk.format for disk in performer.disks}
     if held != described:
         raise ReplicationError(
@@ -155,9 +161,9 @@ async def _keep_checkpoint(performer: Performer, log: Logger) -> None:
             f"{', '.join(map(str, described))}: describe them as they were, or, to give it up, remove "
             f"{performer.host.records.path(record.uuid)}"
         )
-    if record.whole:
+    if settled.whole:
         return
-    for chain in record.settled:
+    for chain in settled.disks:
         await images.make_whole(chain, active=False)
         emit(log, "checkpoint.kept", devid=chain.devid, generation=record.generation)
-    await performer.save(whole=True)
+    await performer.save(settled=replace(settled, whole=True))

@@ -8,7 +8,7 @@ import trio
 from xencolo.errors import QmpCommandError, ReplicationError
 from xencolo.graph import Form, nbd_node, peer_node, quorum_node
 from xencolo.observed import Attachment
-from xencolod.blocks import NOT_RUNNING, Blocks, Graph
+from xencolod.blocks import NOT_RUNNING, Blocks, Graph, Mark
 
 # Seconds for QEMU to connect. It goes on trying for as long where there is no hope too, the keys being
 # wrong for example, and the guest waits.
@@ -43,7 +43,7 @@ class PrimaryBlocks(Blocks):
         """
         graph = await self._graph()
         jobs = await self._jobs()
-        session = await self.session()
+        session = (await self.marked()).session
         wanted = {name(devid) for devid in self._disks for name in (nbd_node, peer_node)}
         if not jobs and not session and not wanted & graph.nodes:
             return Attachment.CLEAN
@@ -240,7 +240,7 @@ class PrimaryBlocks(Blocks):
         await self._delete(peer_node)
         await self._delete(nbd_node)
         await self._drop_tls("client")
-        await self.mark(None)
+        await self.mark(Mark())
 
     async def _end_jobs(self) -> bool:
         jobs = await self._jobs()

@@ -149,7 +149,10 @@ class Watching:
             return
         await load_record(performer, seen.view, seen.launch.role)
         record = performer.known
-        performer.session = await performer.either.session()
+        mark = await performer.either.marked()
+        performer.session = mark.session
+        if mark.session:
+            performer.number, performer.checkpoint_time = mark.number, mark.seconds
         owner.place = Place(record.role, _S.LAUNCHING)
         blocks = performer.secondary if record.role is Role.SECONDARY else performer.primary
         refusal = owner.refusal

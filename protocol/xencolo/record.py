@@ -44,6 +44,22 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise ValueError(f"the secondary disk can't have the format {self.format}")
 
 
+class Settled(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The last checkpoint of a primary that stayed away: it needs no QEMU any more.
+
+    :ivar disks: each hidden disk, flushed, over its secondary disk is the checkpoint, and nobody writes to
+        either. What active holds is no part of it.
+    :ivar whole: the secondary disks are the checkpoint: what hidden held has been put into them.
+    :ivar number: of the checkpoint in its session, 0 for the session's beginning.
+    :ivar seconds: when it was taken, since the epoch.
+    """
+
+    disks: tuple[Chain, ...]
+    whole: bool = False
+    number: Annotated[int, Meta(ge=0)] = 0
+    seconds: Annotated[int, Meta(ge=0)] | None = None
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is known of a replicated domain for longer than it runs.
 
@@ -51,10 +67,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     :ivar role: primary or secondary; a promoted secondary is a primary.
     :ivar generation: raised by each failover; of two hosts the higher one has the data.
     :ivar in_sync: a secondary whose disks hold a checkpoint of the primary.
-    :ivar settled: the disks of a secondary that is in sync and whose primary stayed away: each hidden
-        disk, flushed, over its secondary disk is the last checkpoint, and nobody writes to either. What
-        active holds is no part of it.
-    :ivar whole: the settled disks are the checkpoint themselves: what hidden held has been put into them.
+    :ivar settled: of a secondary that is in sync: how its checkpoint outlives QEMU, None while it does not.
+    :ivar own: a secondary that was the primary until it was made one: its disks hold all that its guest
+        wrote, and no other primary has begun to copy over it.
     :ivar promoted: a primary that was a secondary before.
     :ivar unfinished: the disks of a failover that was begun and is not known to have ended. The guest must
         not run from the end of QEMU's commit until they are out of here: `xencolod.images.make_whole`
@@ -77,8 +92,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     peer: str | None = None
     detached: bool = False
     diverged: bool = False
-    settled: tuple[Chain, ...] = ()
-    whole: bool = False
+    settled: Settled | None = None
+    own: bool = False
 
     def __post_init__(self) -> None:
         if self.role is Role.NONE:
@@ -88,7 +103,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 #: What changes in a record whose disks hold no checkpoint any more.
-NO_CHECKPOINT: Mapping[str, object] = {"in_sync": False, "settled": (), "whole": False}
+NO_CHECKPOINT: Mapping[str, object] = {"in_sync": False, "settled": None}
 
 
 def latest_generation(record: Record, heard: int | None = None) -> int:

@@ -68,7 +68,7 @@ class Action(StrEnum):
     # -- both roles
     PAUSE = "pause the guest"
     RESUME = "resume the guest that was paused"
-    MARK = "mark QEMU with the session"
+    MARK = "mark QEMU with the session and its last checkpoint"
     CHECK = "read QEMU's replication status"
     CHECKPOINT = "take the checkpoint in QEMU"
     # -- primary
@@ -220,7 +220,7 @@ def _primary_rows() -> Iterator[tuple[Key, Step]]:
 
     yield _row(
         *(_P, _S.REPLICATING, _E.CHECKPOINT, _A.PAUSE, _A.CHECK),
-        *(_A.CHECKPOINT_PEER, _A.CHECKPOINT, _A.RESUME),
+        *(_A.CHECKPOINT_PEER, _A.CHECKPOINT, _A.RESUME, _A.MARK),
         then=_S.REPLICATING,
     )
     # It may come in the middle of a checkpoint that the peer was not asked for yet, with the guest paused.
@@ -283,7 +283,8 @@ def _secondary_rows() -> Iterator[tuple[Key, Step]]:
     yield _row(_Q, _S.LISTENING, _E.ACTION_FAILED, then=_S.FAILED)
 
     yield _row(
-        _Q, _S.REPLICATING, _E.PEER_CHECKPOINTS, _A.CHECK, _A.CHECKPOINT, then=_S.REPLICATING
+        *(_Q, _S.REPLICATING, _E.PEER_CHECKPOINTS, _A.CHECK, _A.CHECKPOINT, _A.MARK),
+        then=_S.REPLICATING,
     )
     yield _row(_Q, _S.REPLICATING, _E.PEER_AGREES, then=_S.REPLICATING)
     for event in (_E.ACTION_FAILED, _E.QEMU_ERROR):

@@ -182,7 +182,10 @@ STATUS_NODES = (
         "The replication session, the same on both hosts; absent while there is none.",
     ),
     StatusNode(
-        f"/libxl/$DOMID/colo/{CHECKPOINT}", "INTEGER", "xencolod", "Number of the last checkpoint."
+        f"/libxl/$DOMID/colo/{CHECKPOINT}",
+        "INTEGER",
+        "xencolod",
+        "Number of the last checkpoint, counted from 1 in the session.",
     ),
     StatusNode(
         f"/libxl/$DOMID/colo/{CHECKPOINT_TIME}",

@@ -295,7 +295,7 @@ def test_force_says_what_is_lost(colo_guest: Server) -> None:
             colo_guest, "failover", "5", "--force", "--timeout", "0.1", status=1
         ).stderr.splitlines()[0]
 
-    assert "knows of no checkpoint: its disks may hold what the primary never had" in force()
+    assert "knows of no checkpoint: if a copy to its disks was begun" in force()
     write(colo_guest, f"{BASE}/checkpoint", b"17")
     assert force().endswith("since checkpoint 17, is lost")
     write(colo_guest, f"{BASE}/checkpoint-time", str(int(time.time()) - 180).encode())

@@ -18,6 +18,7 @@ from xencolo.diskspec import parse
 from xencolo.drives import Form, domain_drives
 from xencolo.graph import device_id
 from xencolo.observed import Attachment, Service
+from xencolod.blocks import Mark
 from xencolod.primary_blocks import PrimaryBlocks
 from xencolod.qmp import Qmp, open_qmp
 from xencolod.secondary_blocks import SecondaryBlocks
@@ -258,8 +259,8 @@ async def replicate(
     assert await service(secondary) is Service.REPLICATING
     await on_primary(primary, lambda blocks: blocks.attach())
     assert await attachment(primary) is Attachment.PARTIAL
-    await on_secondary(secondary, lambda blocks: blocks.mark(session))
-    await on_primary(primary, lambda blocks: blocks.mark(session))
+    await on_secondary(secondary, lambda blocks: blocks.mark(Mark(session)))
+    await on_primary(primary, lambda blocks: blocks.mark(Mark(session)))
     await on_primary(primary, lambda blocks: blocks.resume())
     assert await attachment(primary) is Attachment.ATTACHED
     await checkpoint(primary, secondary)

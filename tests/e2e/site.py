@@ -259,6 +259,10 @@ class Member(Host):
         except AssertionError as error:
             raise AssertionError(f"{error}, but {self.store.tree(COLO)}") from None
 
+    def counts(self, number: int) -> None:
+        """Wait until this is published as the last checkpoint."""
+        until(lambda: self.colo("checkpoint") == str(number), f"checkpoint {number} is published")
+
     def walked(self, since: int = 0) -> list[str]:
         """Return the rows of the table that were walked: role, state and event of each."""
         found = self.events("replication.step", since=since)

@@ -31,6 +31,7 @@ from xencolo.disk import Role
 from xencolo.errors import QmpCommandError, ReplicationError
 from xencolo.graph import Form
 from xencolo.observed import Attachment, Service
+from xencolod.blocks import Mark
 from xencolod.primary_blocks import PrimaryBlocks
 
 # -- the life -------------------------------------------------------------------------------------
@@ -44,7 +45,7 @@ async def test_the_life_of_two_disks(pair: tuple[Machine, Machine], start: Start
 
     await replicate(first, second, "a1")
     async with second.secondary() as blocks:
-        assert await blocks.session() == "a1"
+        assert await blocks.marked() == Mark("a1")
     await second.read(0x11, 0, 512 * KIB)
     await second.read(0, 512 * KIB, 512 * KIB)
     await first.write(0x12, 0, 64 * KIB)
@@ -75,7 +76,7 @@ async def test_the_life_of_two_disks(pair: tuple[Machine, Machine], start: Start
     await second.read(0x11, 128 * KIB, 64 * KIB)
     await second.read(0x15, 192 * KIB, 64 * KIB)
     assert await attachment(second) is Attachment.PARTIAL  # the old session's marker
-    await on_secondary(second, lambda blocks: blocks.mark(None))
+    await on_secondary(second, lambda blocks: blocks.mark(Mark()))
     assert await attachment(second) is Attachment.CLEAN
 
     third = start("third", Role.SECONDARY)
@@ -138,7 +139,7 @@ async def attach_all(blocks: PrimaryBlocks, port: int) -> None:
     await blocks.pause()
     await blocks.finish_mirror()
     await blocks.attach()
-    await blocks.mark("d1")
+    await blocks.mark(Mark("d1"))
     await blocks.resume()
 
 
@@ -232,7 +233,7 @@ async def test_a_daemon_killed_with_the_guest_paused(life: int, start: Start) ->
             await stop_and_go(blocks)
     async with machine.primary() as blocks:
         await blocks.resume()
-        assert await blocks.session() is None
+        assert await blocks.marked() == Mark()
     assert await runs(machine)
 
 
@@ -250,6 +251,30 @@ async def test_a_guest_that_does_not_run_is_not_started(start: Start) -> None:
         await blocks.resume()
         await blocks.flush()
     assert await runs(machine)
+
+
+async def test_what_a_qemu_is_marked_with(start: Start) -> None:
+    machine = start("primary", Role.PRIMARY)
+    async with machine.primary() as blocks:
+        for mark in (Mark("f1"), Mark("f1", 9, 1700000000), Mark("f1", 10, 1), Mark("f2"), Mark()):
+            await blocks.mark(mark)
+            assert await blocks.marked() == mark
+
+
+@pytest.mark.parametrize("life", range(1, 4))
+async def test_a_daemon_killed_while_it_marks_a_checkpoint(life: int, start: Start) -> None:
+    machine = start("primary", Role.PRIMARY)
+    old, new = Mark("f4", 9, 5), Mark("f4", 10, 6)
+    async with machine.primary() as blocks:
+        await blocks.mark(old)
+    async with machine.primary(life) as blocks:
+        if life < 3:
+            with pytest.raises(Killed):
+                await blocks.mark(new)
+        else:
+            await blocks.mark(new)
+    async with machine.primary() as blocks:
+        assert await blocks.marked() == (old if life == 1 else new)
 
 
 # -- what is refused ---------------------------------------------------------------------

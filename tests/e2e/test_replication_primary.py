@@ -164,6 +164,19 @@ def test_a_session_outlives_the_daemons(two: list[Member]) -> None:
     assert a.command("checkpoint") == "checkpoint done number 1"
     assert b.guest.holds(XVDA, 0x11, "0", "64k")
     assert b.guest.holds(SDA, 0x22, "0", "64k")
+    for number in (1, 2):
+        for member in two:
+            member.counts(number)
+        taken = [member.colo("checkpoint-time") for member in two]
+        for member in two:
+            member.stop()
+        for member in two:
+            member.start()
+        for member in two:
+            member.is_("replicating")
+            member.counts(number)
+        assert [member.colo("checkpoint-time") for member in two] == taken
+        assert a.command("checkpoint") == f"checkpoint done number {number + 1}"
     assert len(a.events("resync.started")) == 1
 
 

@@ -594,6 +594,40 @@ def test_a_forced_failover_has_a_generation_of_its_own(two: list[Member]) -> Non
     b.says("another host is the primary of generation 3")
 
 
+def test_both_hosts_were_made_secondary(two: list[Member]) -> None:
+    """The one that was the primary has all that the guest wrote, and loses none of it."""
+    a, b = two
+    replicating(a, b)
+    assert a.command("checkpoint") == "checkpoint done number 1"
+    a.guest.write(XVDA, 0x11, "0", "256k")
+    a.serve_here()
+    a.store.write(f"{COLO}/role", "secondary")
+    a.is_("listening")
+    b.is_("degraded")
+    said = a.command("failover")
+    assert "all that the guest wrote here while this host was it" in said
+    assert "resync" not in said
+    assert a.command("failover force") == "failover done generation 2"
+    assert a.guest.holds(XVDA, 0x11, "0", "256k")
+    a.command(f"resync to={b.address}")
+    for member in two:
+        member.is_("replicating")
+    assert b.guest.holds(XVDA, 0x11, "0", "256k")
+
+    a.store.write(f"{COLO}/role", "secondary")
+    a.is_("listening")
+    assert a.record["own"]
+    assert b.command("failover") == "failover done generation 3"
+    b.command(f"resync to={a.address}")
+    for member in two:
+        member.is_("replicating")
+    assert not a.record["own"], "it holds the other one's now"
+    b.lose()
+    end(a.qemu(DOMID))
+    a.is_("listening")
+    assert "may be part of a resync" in a.command("failover")
+
+
 def test_a_secondarys_disk_is_not_given_to_a_guest_as_a_plain_one(two: list[Member]) -> None:
     a, b = two
     replicating(a, b)

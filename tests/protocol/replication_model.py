@@ -30,7 +30,7 @@ from xencolo.observed import (
     still,
     supersedes,
 )
-from xencolo.record import NO_CHECKPOINT, Chain, Record, latest_generation
+from xencolo.record import NO_CHECKPOINT, Chain, Record, Settled, latest_generation
 from xencolo.replication import Action, Event, Place, failover_event, failure, step
 from xencolo.status import DomainState as State
 
@@ -301,7 +301,6 @@ class Host:
             assert self.base is not None
             assert self.record.in_sync
             self.raw = self.base
-            self.save(whole=True)
         elif self.record.role is Role.SECONDARY:
             self.save(**NO_CHECKPOINT)
             self.base = None
@@ -624,7 +623,7 @@ class Host:
         assert self.record.in_sync
         assert self.base is not None
         qemu.session = daemon.session = None
-        self.save(settled=(CHAIN,))
+        self.save(settled=Settled(disks=(CHAIN,)))
 
     def _start(self, _: Daemon, qemu: Qemu) -> None:
         if qemu.stage == "running":

@@ -54,9 +54,9 @@ WRITTEN = b"""\
   "peer": null,
   "detached": false,
   "diverged": false,
-  "settled": [],
-  "whole": false,
-  "checksum": "sha256:033c26301bbb26e3eb2f653915603804358d92fe2df6ab0696dfe463a7a3f204"
+  "settled": null,
+  "own": false,
+  "checksum": "sha256:829a9cb38d4f335714f6314ab67d891e387fa0f4c4a323079078419bdb3ad10b"
 }
 """
 

@@ -109,7 +109,8 @@ async def _say_what_is_lost(client: "Client", domid: int) -> None:
         warn(f"what the primary of domain {domid} wrote since checkpoint {last}, is lost")
     else:
         warn(
-            f"domain {domid} knows of no checkpoint: its disks may hold what the primary never had"
+            f"domain {domid} knows of no checkpoint: if a copy to its disks was begun, they may hold what no "
+            f"guest ever saw; else what the guest wrote on the other host is lost"
         )
 
 
