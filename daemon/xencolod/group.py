@@ -12,7 +12,7 @@ import trio
 from xencolo import link as peer
 from xencolo.disk import Disk, Format, Role
 from xencolo.errors import LinkClosed, ReplicationError
-from xencolo.graph import Form, form_of, has_disk
+from xencolo.graph import Form, colo_disks, form_of, has_disk
 from xencolo.observed import is_superseded
 from xencolo.plan import Domain, Launch
 from xencolo.record import Record
@@ -72,6 +72,7 @@ class Group:
     """One domain's group.
 
     :ivar disks: its COLO disks, by devid.
+    :ivar unknown: how many more its QEMU has, of which no readable node tells.
     :ivar qmp: to its QEMU, None while there is none to talk to.
     :ivar link: to the secondary's daemon, None while there is none.
     :ivar nbd: where the secondary's NBD server is.
@@ -85,6 +86,7 @@ class Group:
         self.domid = domid
         self.host = host
         self.disks: tuple[Disk, ...] = ()
+        self.unknown = 0
         self.qmp: Qmp | None = None
         self.link: Link | None = None
         self.nbd: tuple[str, int] | None = None
@@ -99,28 +101,29 @@ class Group:
         self.record: Record | None = None
         self.ended: str | None = None
         self._form = Form.BLOCKDEV
-        self._timeout = 10.0
         self._saving = trio.Lock()
         self._lengths: dict[tuple[str, Format], int] = {}
 
-    def describe(self, view: Domain, launch: Launch | None, timeout: float) -> None:
+    def describe(self, view: Domain, launch: Launch | None) -> None:
         """Take what the nodes say of the disks; a disk that can't be read is as it was.
 
-        :param launch: what the QEMU runs with: only what it was given can replicate.
+        :param launch: what the QEMU runs with: only what it was given can replicate, and does for as long as
+            it runs, whatever the nodes say by then.
         """
         if self.record and view.uuid and view.uuid.lower() != self.record.uuid:
             self._forget()
         read = {d: device.disk for d, device in view.devices.items() if device.is_colo}
         before = {disk.devid: disk for disk in self.disks}
-        disks = [disk or before.get(devid) for devid, disk in sorted(read.items())]
-        role = launch.role if launch else view.wanted_role
-        self.disks = tuple(
-            disk
-            for disk in disks
-            if disk and role is not Role.NONE and (launch is None or has_disk(launch.drives, disk))
-        )
+        found = [disk or before.get(devid) for devid, disk in read.items()]
+        if launch:  # of two descriptions of one disk the later one counts
+            both = [*before.values(), *filter(None, read.values())]
+            found = [disk for disk in both if has_disk(launch.drives, disk)]
+        elif view.wanted_role is Role.NONE:
+            found = []
+        disks = {disk.devid: disk for disk in found if disk}
+        self.disks = tuple(disks[devid] for devid in sorted(disks))
+        self.unknown = max(0, colo_disks(launch.drives) - len(disks)) if launch else 0
         self._form = form_of(launch.drives) if launch else Form.BLOCKDEV
-        self._timeout = timeout
 
     def _forget(self) -> None:
         """Forget the guest that had the domid before."""
@@ -140,9 +143,8 @@ class Group:
         """
         if self.qmp is None:
             raise ReplicationError("there is no QEMU to talk to")
-        return kind(
-            self.qmp, self.disks, self._form, timeout=self._timeout, credentials=credentials
-        )
+        timeout = self.host.settings.config.replication.qmp_timeout
+        return kind(self.qmp, self.disks, self._form, timeout=timeout, credentials=credentials)
 
     @property
     def primary(self) -> PrimaryBlocks:

@@ -43,6 +43,13 @@ _ALONE = {_S.STANDALONE, _S.DEGRADED, _S.PROMOTED, _S.LAUNCHING, _S.FAILED}
 _COVERED = {_S.RUNNING, _S.LAUNCHING}
 
 
+#: To fill in: how many.
+_UNKNOWN = (
+    "QEMU has {} more COLO disks than the nodes describe, and all of a domain are replicated, or none: let "
+    "the nodes describe them as QEMU has them, or restart the domain"
+)
+
+
 class Seen(NamedTuple):
     """What the reconciler saw of the domain last.
 
@@ -86,6 +93,7 @@ class Replicator:
         self._on_change = on_change
         self._renew = renew
         self._demoted = False
+        self._given: Qmp | None = None
         self._queue = Occurrences()
         self._fence = trio.CancelScope()
 
@@ -94,19 +102,23 @@ class Replicator:
     def see(self, seen: Seen) -> None:
         """Take what the reconciler saw; nothing is awaited."""
         before, self.seen = self.seen, seen
-        config = self._host.settings.config
-        self.performer.describe(seen.view, seen.launch, config.replication.qmp_timeout)
-        if before is None or before.qmp is not seen.qmp:
-            if self.performer.qmp:
-                self.push(Event.QEMU_GONE)
-            elif seen.qmp and self.place.state is _S.FAILED:
-                # What forbids to replicate may ask something of this QEMU too.
-                self.push(Event.RETRY)
-            self.performer.qmp = seen.qmp if self.performer.disks else None
-            self.performer.measure_anew()
+        self.performer.describe(seen.view, seen.launch)
+        self._take_qmp(seen.qmp if self.performer.disks else None)
         self._accept(seen, before)
         self._demote(seen)
         self.poke()
+
+    def _take_qmp(self, qmp: Qmp | None) -> None:
+        """Speak to this QEMU from now on."""
+        if qmp is self._given:
+            return
+        if self.performer.qmp:
+            self.push(Event.QEMU_GONE)
+        elif qmp and self.place.state is _S.FAILED:
+            # What forbids to replicate may ask something of this QEMU too.
+            self.push(Event.RETRY)
+        self.performer.qmp = self._given = qmp
+        self.performer.measure_anew()
 
     @property
     def peer(self) -> str | None:
@@ -132,6 +144,8 @@ class Replicator:
     def _accept(self, seen: Seen, before: Seen | None) -> None:
         """Compare what forbids to replicate now with what did before."""
         was, self.refusal = self.refusal, seen.refusal
+        if self.refusal is None and self.performer.unknown:
+            self.refusal = _UNKNOWN.format(self.performer.unknown)
         if self.refusal is None and seen.view.wanted_role is Role.PRIMARY:
             self.refusal = self.performer.superseded
         if self.refusal and self.refusal != was:

@@ -122,6 +122,7 @@ class Watching:
         if view is None:
             return
         owner.place = Place(launch.role, _S.LAUNCHING)
+        performer.describe(view, None)  # and not as the QEMU before had them
         if nameless(view, launch.role):
             self._prepared, self._to_prepare = launch, None
             owner.changed()

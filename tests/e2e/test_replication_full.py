@@ -73,23 +73,27 @@ def sparse(place: Path) -> Path:
     return disk
 
 
-@pytest.mark.parametrize("restart", [True, False])
-def test_the_disk_of_a_secondary_that_takes_over_is_on_a_full_file_system(
-    two: list[Member], small: Path, restart: bool
-) -> None:
-    a, b = two
-    disk = sparse(small)
-    b.set(qemu={"restart": restart}, replication={"retry_max": 0.5})
+def replicating_onto(disk: Path, a: Member, b: Member) -> None:
+    """Have a secondary whose guest's writes go there at a failover, where there is no room for them."""
     listening(b, disks=DISKS[:1], params=f"aio:{disk}")
     a.start()
     a.add(peer=b, disks=DISKS[:1])
-    for member in two:
+    for member in (a, b):
         member.is_("replicating")
     subprocess.run(["fallocate", "-p", "-o", "0", "-l", str(MIB), disk], check=True)
     b.guest.write(XVDA, 0x77, "0", "512k")
     a.lose()
     b.is_("degraded")
-    fill(small)
+    fill(disk.parent)
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_the_disk_of_a_secondary_that_takes_over_is_on_a_full_file_system(
+    two: list[Member], small: Path, restart: bool
+) -> None:
+    a, b = two
+    b.set(qemu={"restart": restart}, replication={"retry_max": 0.5})
+    replicating_onto(sparse(small), a, b)
     assert b.command("failover").startswith("failover failed: QEMU could not write into the disk")
     b.is_("failed")
     if restart:
@@ -106,3 +110,17 @@ def test_the_disk_of_a_secondary_that_takes_over_is_on_a_full_file_system(
     b.is_("promoted")
     assert b.guest.holds(XVDA, 0x77, "0", "512k")
     assert b.record["generation"] == 2
+
+
+def test_a_failover_is_of_the_disks_that_qemu_has(two: list[Member], small: Path) -> None:
+    """The images that the nodes name by then may be somebody else's."""
+    a, b = two
+    b.set(qemu={"restart": False})
+    replicating_onto(sparse(small), a, b)
+    (disk,) = b.disks
+    for directory in (disk.backend, disk.libxl):
+        b.store.write(f"{directory}/active-disk", f"{small}/another.qcow2")
+    b.is_("outdated")
+    assert b.command("failover").startswith("failover failed: QEMU could not write into the disk")
+    (chain,) = b.record["unfinished"]
+    assert chain["active"] == disk.nodes["active-disk"]
