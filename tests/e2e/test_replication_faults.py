@@ -198,6 +198,12 @@ def test_a_record_that_is_damaged_or_lost(two: list[Member]) -> None:
     b.is_("failed")
     b.says(f"{path} is gone")
     assert not path.exists(), "it asks, and does not guess"
+    b.store.write(f"{COLO}/role", "none")
+    end(b.qemu(DOMID))
+    until(lambda: b.colo("state") == "waiting", "no QEMU is given the disk as a plain one")
+    b.says(f"{path} is gone")
+    assert b.qemus(DOMID) == []
+    b.store.write(f"{COLO}/role", "secondary")
     path.write_bytes(whole)
     a.start()
     for member in two:
