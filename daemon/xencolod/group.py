@@ -11,7 +11,7 @@ import trio
 
 from xencolo import link as peer
 from xencolo.disk import Disk, Format, Role
-from xencolo.errors import LinkClosed, ReplicationError
+from xencolo.errors import LinkClosed, RecordError, ReplicationError
 from xencolo.graph import Form, colo_disks, form_of, has_disk
 from xencolo.observed import is_superseded
 from xencolo.plan import Domain, Launch
@@ -28,6 +28,14 @@ from xencolod.security import Security
 from xencolod.supervisor import Settings
 
 B = TypeVar("B", bound=Blocks)
+
+
+#: To fill in: the generation of the other host's, and of this one's.
+_SUPERSEDED = "another host is the primary of generation {}, this one's is {}"
+_SPOILED = (
+    "this host's disk refused a write of the guest that the secondary has: let that take over (on that "
+    "host: xencolo failover). Then mend this disk"
+)
 
 
 class Host(Protocol):
@@ -91,7 +99,6 @@ class Group:
         self.link: Link | None = None
         self.nbd: tuple[str, int] | None = None
         self.assume_equal = False
-        self.later_generation: int | None = None
         self.peer_generation: int | None = None
         self.session: str | None = None
         self.number = self.asked_number = 0
@@ -99,6 +106,8 @@ class Group:
         self.resync: Resync | None = None
         self.times = Times()
         self.record: Record | None = None
+        self._saved: Record | None = None
+        self._noted: dict[str, object] = {}
         self.ended: str | None = None
         self._form = Form.BLOCKDEV
         self._saving = trio.Lock()
@@ -127,9 +136,9 @@ class Group:
 
     def _forget(self) -> None:
         """Forget the guest that had the domid before."""
-        self.record, self.disks = None, ()
+        self.record, self._saved, self._noted, self.disks = None, None, {}, ()
         self.session = self.checkpoint_time = self.resync = self.nbd = None
-        self.later_generation = self.peer_generation = self.ended = None
+        self.peer_generation = self.ended = None
         self.number, self.assume_equal = 0, False
 
     def begin(self) -> None:
@@ -185,17 +194,12 @@ class Group:
     def superseded(self) -> str | None:
         """Why this host may not be the primary, None where it may."""
         record = self.record
-        if record is None or record.superseded_by is None or not is_superseded(record):
+        if record is None or not is_superseded(record):
             return None
-        return self.superseded_by(record.superseded_by)
-
-    def superseded_by(self, generation: int) -> str:
-        """Return what is said when the other host is the primary of a later generation."""
-        return (
-            f"another host is the primary of generation {generation}, this one's is "
-            f"{self.known.generation}: make it a secondary (xencolo role {self.domid} secondary), and "
-            f"let the other one resync to it"
-        )
+        other = record.superseded_by
+        why = _SPOILED if other is None else _SUPERSEDED.format(other, record.generation)
+        remedy = f"make it a secondary (xencolo role {self.domid} secondary)"
+        return f"{why}: {remedy}, and let the other one resync to it"
 
     @property
     def known(self) -> Record:
@@ -207,6 +211,16 @@ class Group:
             raise ReplicationError("the domain has no record")
         return self.record
 
+    def recall(self, record: Record) -> None:
+        """Take the record as it is on disk; what was noted still counts."""
+        self._saved = record
+        self.record = msgspec.structs.replace(record, **self._noted)
+
+    def note(self, **changes: object) -> None:
+        """Have changes of the record count from now on, saved or not; the next save has them too."""
+        self._noted |= changes
+        self.record = msgspec.structs.replace(self.known, **changes)
+
     async def save(self, **changes: object) -> None:
         """Change the record, on disk first.
 
@@ -214,9 +228,14 @@ class Group:
         """
         async with self._saving:
             record = msgspec.structs.replace(self.known, **changes)
-            if record != self.record:
-                await self.host.records.save(record)
-                self.record = record
+            noted, self._noted = self._noted, {}
+            try:
+                if record != self._saved:
+                    await self.host.records.save(record)
+            except RecordError:
+                self._noted = noted | self._noted
+                raise
+            self.recall(record)
 
     async def infos(self) -> tuple[peer.DiskInfo, ...]:
         """Return what the peer is told of the disks.

@@ -186,8 +186,7 @@ class Performer(Group):
         await self.save(in_sync=True)
 
     async def _record_superseded(self) -> None:
-        # Found again, not heard of now, it stands in the record already.
-        await self.save(superseded_by=self.later_generation or self.known.superseded_by)
+        await self.save()  # it was noted where it was heard of
 
     async def _record_failover(self) -> None:
         chains = tuple(chain_of(disk) for disk in self.disks)
@@ -236,6 +235,7 @@ class Performer(Group):
             in_sync=False,
             unfinished=(),
             superseded_by=None,
+            spoiled=False,
             diverged=True,
         )
         self.session = None

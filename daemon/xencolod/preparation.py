@@ -44,7 +44,7 @@ async def recall(performer: Performer, view: Domain) -> Domain:
     except (RecordError, ReplicationError) as error:
         return view._replace(role=None, role_error=str(error))
     if record:
-        performer.record = record
+        performer.recall(record)
     return view
 
 
@@ -86,7 +86,7 @@ async def load_record(performer: Performer, view: Domain, role: Role) -> None:
     if record is None:
         record = Record(uuid=uuid, name=view.name, role=role, generation=1)
         await performer.host.records.save(record)
-    performer.record = record
+    performer.recall(record)
 
 
 async def assume_role(performer: Performer, role: Role) -> bool:
@@ -107,7 +107,7 @@ async def assume_role(performer: Performer, role: Role) -> bool:
     await performer.save(
         role=role,
         generation=latest_generation(performer.known),
-        **dict.fromkeys(("promoted", "in_sync", "detached"), False),
+        **dict.fromkeys(("promoted", "in_sync", "detached", "spoiled"), False),
         **dict.fromkeys(("superseded_by", "peer")),
     )
     return True

@@ -249,7 +249,7 @@ class Replicator:
         """Tell that the other host is the primary of a later generation."""
         own = self.performer.record
         if own and supersedes(generation, own):
-            self.performer.later_generation = generation
+            self.performer.note(superseded_by=generation)
             emit(
                 self.log,
                 "replication.superseded",
@@ -257,7 +257,7 @@ class Replicator:
                 other=generation,
                 peer=self.reach.peer,
             )
-            self.push(Event.SUPERSEDED, self.performer.superseded_by(generation))
+            self.push(Event.SUPERSEDED, self.performer.superseded)
 
     async def run(self) -> None:
         """Live until cancelled; the QEMU stays as it is then, and is found so again."""
@@ -301,7 +301,8 @@ class Replicator:
         except XencoloError as error:
             occurrence.finish(error)
             return False
-        self.incomplete = False
+        # What fails in a state that does nothing about it is left to do.
+        self.incomplete = self.incomplete and not todo.actions and todo.then.state is _S.FAILED
         self._move(todo.then, occurrence)
         if todo.then.state in _ALONE and event is not Event.PEER_AGREES:
             self.reach.hang_up()

@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 
 from xencolo.disk import Backend, Disk, Format, Role
 
+#: How the names of :func:`peer_node` begin.
+PEER_NODE = "peer-"
+
 
 class Form(StrEnum):
     """How drives are written."""
@@ -91,7 +94,7 @@ def peer_node(devid: int) -> str:
     It is a replication node in mode primary, and stands beside :func:`replication_node` in a QEMU that
     was a secondary and is a primary now.
     """
-    return f"peer-{devid}"
+    return f"{PEER_NODE}{devid}"
 
 
 def nbd_node(devid: int) -> str:

@@ -54,7 +54,8 @@ WRITTEN = b"""\
   "peer": null,
   "detached": false,
   "diverged": false,
-  "checksum": "sha256:4a1ed40627b9e12f76608e71894ce0774776d9778f354bc95cf4fa378777eb38"
+  "spoiled": false,
+  "checksum": "sha256:9ae5779aaccb8d357f497f206e410eb5845ea53cecffbad9666ef4d220885185"
 }
 """
 
