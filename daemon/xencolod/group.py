@@ -11,8 +11,8 @@ import trio
 
 from xencolo import link as peer
 from xencolo.disk import Disk, Format, Role
-from xencolo.errors import LinkClosed, ReplicationError
-from xencolo.graph import Form, form_of, has_disk
+from xencolo.errors import LinkClosed, RecordError, ReplicationError
+from xencolo.graph import Form, colo_disks, form_of, has_disk
 from xencolo.observed import is_superseded
 from xencolo.plan import Domain, Launch
 from xencolo.record import Record
@@ -28,6 +28,14 @@ from xencolod.security import Security
 from xencolod.supervisor import Settings
 
 B = TypeVar("B", bound=Blocks)
+
+
+#: To fill in: the generation of the other host's, and of this one's.
+_SUPERSEDED = "another host is the primary of generation {}, this one's is {}"
+_SPOILED = (
+    "this host's disk refused a write of the guest that the secondary has: let that take over (on that "
+    "host: xencolo failover). Then mend this disk"
+)
 
 
 class Host(Protocol):
@@ -72,6 +80,7 @@ class Group:
     """One domain's group.
 
     :ivar disks: its COLO disks, by devid.
+    :ivar unknown: how many more its QEMU has, of which no readable node tells.
     :ivar qmp: to its QEMU, None while there is none to talk to.
     :ivar link: to the secondary's daemon, None while there is none.
     :ivar nbd: where the secondary's NBD server is.
@@ -85,11 +94,11 @@ class Group:
         self.domid = domid
         self.host = host
         self.disks: tuple[Disk, ...] = ()
+        self.unknown = 0
         self.qmp: Qmp | None = None
         self.link: Link | None = None
         self.nbd: tuple[str, int] | None = None
         self.assume_equal = False
-        self.later_generation: int | None = None
         self.peer_generation: int | None = None
         self.session: str | None = None
         self.number = self.asked_number = 0
@@ -97,36 +106,39 @@ class Group:
         self.resync: Resync | None = None
         self.times = Times()
         self.record: Record | None = None
+        self._saved: Record | None = None
+        self._noted: dict[str, object] = {}
         self.ended: str | None = None
         self._form = Form.BLOCKDEV
-        self._timeout = 10.0
         self._saving = trio.Lock()
         self._lengths: dict[tuple[str, Format], int] = {}
 
-    def describe(self, view: Domain, launch: Launch | None, timeout: float) -> None:
+    def describe(self, view: Domain, launch: Launch | None) -> None:
         """Take what the nodes say of the disks; a disk that can't be read is as it was.
 
-        :param launch: what the QEMU runs with: only what it was given can replicate.
+        :param launch: what the QEMU runs with: only what it was given can replicate, and does for as long as
+            it runs, whatever the nodes say by then.
         """
         if self.record and view.uuid and view.uuid.lower() != self.record.uuid:
             self._forget()
         read = {d: device.disk for d, device in view.devices.items() if device.is_colo}
         before = {disk.devid: disk for disk in self.disks}
-        disks = [disk or before.get(devid) for devid, disk in sorted(read.items())]
-        role = launch.role if launch else view.wanted_role
-        self.disks = tuple(
-            disk
-            for disk in disks
-            if disk and role is not Role.NONE and (launch is None or has_disk(launch.drives, disk))
-        )
+        found = [disk or before.get(devid) for devid, disk in read.items()]
+        if launch:  # of two descriptions of one disk the later one counts
+            both = [*before.values(), *filter(None, read.values())]
+            found = [disk for disk in both if has_disk(launch.drives, disk)]
+        elif view.wanted_role is Role.NONE:
+            found = []
+        disks = {disk.devid: disk for disk in found if disk}
+        self.disks = tuple(disks[devid] for devid in sorted(disks))
+        self.unknown = max(0, colo_disks(launch.drives) - len(disks)) if launch else 0
         self._form = form_of(launch.drives) if launch else Form.BLOCKDEV
-        self._timeout = timeout
 
     def _forget(self) -> None:
         """Forget the guest that had the domid before."""
-        self.record, self.disks = None, ()
+        self.record, self._saved, self._noted, self.disks = None, None, {}, ()
         self.session = self.checkpoint_time = self.resync = self.nbd = None
-        self.later_generation = self.peer_generation = self.ended = None
+        self.peer_generation = self.ended = None
         self.number, self.assume_equal = 0, False
 
     def begin(self) -> None:
@@ -140,9 +152,8 @@ class Group:
         """
         if self.qmp is None:
             raise ReplicationError("there is no QEMU to talk to")
-        return kind(
-            self.qmp, self.disks, self._form, timeout=self._timeout, credentials=credentials
-        )
+        timeout = self.host.settings.config.replication.qmp_timeout
+        return kind(self.qmp, self.disks, self._form, timeout=timeout, credentials=credentials)
 
     @property
     def primary(self) -> PrimaryBlocks:
@@ -183,17 +194,12 @@ class Group:
     def superseded(self) -> str | None:
         """Why this host may not be the primary, None where it may."""
         record = self.record
-        if record is None or record.superseded_by is None or not is_superseded(record):
+        if record is None or not is_superseded(record):
             return None
-        return self.superseded_by(record.superseded_by)
-
-    def superseded_by(self, generation: int) -> str:
-        """Return what is said when the other host is the primary of a later generation."""
-        return (
-            f"another host is the primary of generation {generation}, this one's is "
-            f"{self.known.generation}: make it a secondary (xencolo role {self.domid} secondary), and "
-            f"let the other one resync to it"
-        )
+        other = record.superseded_by
+        why = _SPOILED if other is None else _SUPERSEDED.format(other, record.generation)
+        remedy = f"make it a secondary (xencolo role {self.domid} secondary)"
+        return f"{why}: {remedy}, and let the other one resync to it"
 
     @property
     def known(self) -> Record:
@@ -205,6 +211,16 @@ class Group:
             raise ReplicationError("the domain has no record")
         return self.record
 
+    def recall(self, record: Record) -> None:
+        """Take the record as it is on disk; what was noted still counts."""
+        self._saved = record
+        self.record = msgspec.structs.replace(record, **self._noted)
+
+    def note(self, **changes: object) -> None:
+        """Have changes of the record count from now on, saved or not; the next save has them too."""
+        self._noted |= changes
+        self.record = msgspec.structs.replace(self.known, **changes)
+
     async def save(self, **changes: object) -> None:
         """Change the record, on disk first.
 
@@ -212,9 +228,14 @@ class Group:
         """
         async with self._saving:
             record = msgspec.structs.replace(self.known, **changes)
-            if record != self.record:
-                await self.host.records.save(record)
-                self.record = record
+            noted, self._noted = self._noted, {}
+            try:
+                if record != self._saved:
+                    await self.host.records.save(record)
+            except RecordError:
+                self._noted = noted | self._noted
+                raise
+            self.recall(record)
 
     async def infos(self) -> tuple[peer.DiskInfo, ...]:
         """Return what the peer is told of the disks.

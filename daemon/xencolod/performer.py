@@ -194,8 +194,7 @@ class Performer(Group):
         await self.save(settled=settled)
 
     async def _record_superseded(self) -> None:
-        # Found again, not heard of now, it stands in the record already.
-        await self.save(superseded_by=self.later_generation or self.known.superseded_by)
+        await self.save()  # it was noted where it was heard of
 
     async def _record_failover(self) -> None:
         chains = tuple(chain_of(disk) for disk in self.disks)
@@ -245,6 +244,7 @@ class Performer(Group):
             unfinished=(),
             own=False,
             superseded_by=None,
+            spoiled=False,
             diverged=True,
         )
         self.session = None

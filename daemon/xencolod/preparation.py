@@ -42,10 +42,29 @@ async def recall(performer: Performer, view: Domain) -> Domain:
     if performer.record or not view.uuid or not colo or view.role is not Role.NONE:
         return view
     try:
-        performer.record = await performer.host.records.load(view.uuid.lower())
-    except RecordError as error:
+        record = await _load(performer, view, view.uuid.lower())
+    except (RecordError, ReplicationError) as error:
         return view._replace(role=None, role_error=str(error))
+    if record:
+        performer.recall(record)
     return view
+
+
+async def _load(performer: Performer, view: Domain, uuid: str) -> Record | None:
+    """Return the domain's record, None if it never had one.
+
+    :raises RecordError: it is damaged.
+    :raises ReplicationError: it is lost.
+    """
+    records = performer.host.records
+    record = await records.load(uuid)
+    if record is None and view.record == str(records.path(uuid)):
+        raise ReplicationError(
+            f"{view.record} is gone, so it is not known which host has the data: put a backup in its "
+            f"place, or, if it was no failover that this host went through last, remove "
+            f"{colo_path(view.domid)}/{RECORD}, and the domain begins anew at generation 1"
+        )
+    return record
 
 
 _NO_UUID = "the domain has no uuid (/local/domain/{}/vm), by which its generation is kept: create it with one"
@@ -64,18 +83,12 @@ async def load_record(performer: Performer, view: Domain, role: Role) -> None:
     """
     if not view.uuid:
         raise ReplicationError(_NO_UUID.format(view.domid))
-    records, uuid = performer.host.records, view.uuid.lower()
-    record = await records.load(uuid)
+    uuid = view.uuid.lower()
+    record = await _load(performer, view, uuid)
     if record is None:
-        if view.record == str(records.path(uuid)):
-            raise ReplicationError(
-                f"{view.record} is gone, so it is not known which host has the data: put a backup in its "
-                f"place, or, if it was no failover that this host went through last, remove "
-                f"{colo_path(view.domid)}/{RECORD}, and the domain begins anew at generation 1"
-            )
         record = Record(uuid=uuid, name=view.name, role=role, generation=1)
-        await records.save(record)
-    performer.record = record
+        await performer.host.records.save(record)
+    performer.recall(record)
     if settled := record.settled:
         performer.number, performer.checkpoint_time = settled.number, settled.seconds
 
@@ -100,7 +113,7 @@ async def assume_role(performer: Performer, role: Role) -> bool:
         own=performer.known.superseded_by is None,
         generation=latest_generation(performer.known),
         **NO_CHECKPOINT,
-        **dict.fromkeys(("promoted", "detached"), False),
+        **dict.fromkeys(("promoted", "detached", "spoiled"), False),
         **dict.fromkeys(("superseded_by", "peer")),
     )
     return True

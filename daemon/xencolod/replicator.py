@@ -48,6 +48,11 @@ _KEPT = (
     "its primary was lost, and the disks hold its last checkpoint: take over with it (xencolo failover {}), "
     "or let the primary come back and copy its own"
 )
+#: To fill in: how many.
+_UNKNOWN = (
+    "QEMU has {} more COLO disks than the nodes describe, and all of a domain are replicated, or none: let "
+    "the nodes describe them as QEMU has them, or restart the domain"
+)
 
 
 class Seen(NamedTuple):
@@ -93,6 +98,7 @@ class Replicator:
         self._on_change = on_change
         self._renew = renew
         self._demoted = False
+        self._given: Qmp | None = None
         self._queue = Occurrences()
         self._fence = trio.CancelScope()
 
@@ -101,19 +107,23 @@ class Replicator:
     def see(self, seen: Seen) -> None:
         """Take what the reconciler saw; nothing is awaited."""
         before, self.seen = self.seen, seen
-        config = self._host.settings.config
-        self.performer.describe(seen.view, seen.launch, config.replication.qmp_timeout)
-        if before is None or before.qmp is not seen.qmp:
-            if self.performer.qmp:
-                self.push(Event.QEMU_GONE)
-            elif seen.qmp and self.place.state is _S.FAILED:
-                # What forbids to replicate may ask something of this QEMU too.
-                self.push(Event.RETRY)
-            self.performer.qmp = seen.qmp if self.performer.disks else None
-            self.performer.measure_anew()
+        self.performer.describe(seen.view, seen.launch)
+        self._take_qmp(seen.qmp if self.performer.disks else None)
         self._accept(seen, before)
         self._demote(seen)
         self.poke()
+
+    def _take_qmp(self, qmp: Qmp | None) -> None:
+        """Speak to this QEMU from now on."""
+        if qmp is self._given:
+            return
+        if self.performer.qmp:
+            self.push(Event.QEMU_GONE)
+        elif qmp and self.place.state is _S.FAILED:
+            # What forbids to replicate may ask something of this QEMU too.
+            self.push(Event.RETRY)
+        self.performer.qmp = self._given = qmp
+        self.performer.measure_anew()
 
     @property
     def peer(self) -> str | None:
@@ -139,6 +149,8 @@ class Replicator:
     def _accept(self, seen: Seen, before: Seen | None) -> None:
         """Compare what forbids to replicate now with what did before."""
         was, self.refusal = self.refusal, seen.refusal
+        if self.refusal is None and self.performer.unknown:
+            self.refusal = _UNKNOWN.format(self.performer.unknown)
         if self.refusal is None and seen.view.wanted_role is Role.PRIMARY:
             self.refusal = self.performer.superseded
         if self.refusal and self.refusal != was:
@@ -245,7 +257,7 @@ class Replicator:
         """Tell that the other host is the primary of a later generation."""
         own = self.performer.record
         if own and supersedes(generation, own):
-            self.performer.later_generation = generation
+            self.performer.note(superseded_by=generation)
             emit(
                 self.log,
                 "replication.superseded",
@@ -253,7 +265,7 @@ class Replicator:
                 other=generation,
                 peer=self.reach.peer,
             )
-            self.push(Event.SUPERSEDED, self.performer.superseded_by(generation))
+            self.push(Event.SUPERSEDED, self.performer.superseded)
 
     async def run(self) -> None:
         """Live until cancelled; the QEMU stays as it is then, and is found so again."""
@@ -297,7 +309,8 @@ class Replicator:
         except XencoloError as error:
             occurrence.finish(error)
             return False
-        self.incomplete = False
+        # What fails in a state that does nothing about it is left to do.
+        self.incomplete = self.incomplete and not todo.actions and todo.then.state is _S.FAILED
         self._move(todo.then, occurrence)
         if todo.then.state in _ALONE and event is not Event.PEER_AGREES:
             self.reach.hang_up()

@@ -1,12 +1,13 @@
 """What a domain's replication does between two events, state by state."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from xencolo.disk import Role
 from xencolo.errors import ReplicationError, XencoloError
+from xencolo.graph import PEER_NODE
 from xencolo.observed import forbidden, found
 from xencolo.plan import Launch
 from xencolo.qmp import Event as QmpEvent
@@ -30,6 +31,12 @@ _ALARMS = {
     *("QUORUM_REPORT_BAD", "QUORUM_FAILURE", "BLOCK_IO_ERROR"),
     *("BLOCK_JOB_ERROR", "BLOCK_JOB_READY", "BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED"),
 }
+
+
+def _is_own_write(data: Mapping[str, Any]) -> bool:
+    """Whether it is a disk of this host that a quorum says to have refused a write, or to write it out."""
+    own = not str(data.get("node-name", "")).startswith(PEER_NODE)
+    return own and data.get("type") in {"write", "flush"}
 
 
 class Watching:
@@ -81,6 +88,14 @@ class Watching:
         """Take what QEMU said."""
         if event.name in _ALARMS:
             self._alarm.set()
+        if event.name == "QUORUM_REPORT_BAD" and _is_own_write(event.data):
+            performer = self._performer
+            self._owner.push(
+                Event.DISK_FAILED,
+                f"this host's disk refused a write: {event.data.get('error', 'no reason given')}",
+                begin=lambda: performer.note(spoiled=True),
+                void=lambda: performer.session is None,  # then the guest was told
+            )
 
     async def _wait_changed(self) -> None:
         """Wait for a poke, without a deadline: whoever changes something pokes."""
@@ -123,6 +138,7 @@ class Watching:
         if view is None:
             return
         owner.place = Place(launch.role, _S.LAUNCHING)
+        performer.describe(view, None)  # and not as the QEMU before had them
         if nameless(view, launch.role):
             self._prepared, self._to_prepare = launch, None
             owner.changed()

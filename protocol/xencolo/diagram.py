@@ -28,6 +28,7 @@ EVENT_MEANINGS: Mapping[Event, str] = {
     Event.TAKEN_OVER: "the QEMU of a promoted domain was found, with no other host to reach for",
     Event.QEMU_GONE: "QEMU ended, or the connection to it",
     Event.QEMU_ERROR: "QEMU reports an error in its replication or mirroring, or was asked in vain",
+    Event.DISK_FAILED: "a primary's own disk refused a write that its secondary has",
     Event.PEER_READY: "the secondary was reached, and has to be resynced",
     Event.PEER_EQUAL: "the secondary was reached, and somebody said that the disks are equal",
     Event.PEER_AGREES: "both sides are in the same session and go on with it",

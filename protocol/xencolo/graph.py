@@ -11,11 +11,14 @@ libxl heeds it in the PV backend alone, an emulated drive always uses the page c
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
 from xencolo.disk import Backend, Disk, Format, Role
+
+#: How the names of :func:`peer_node` begin.
+PEER_NODE = "peer-"
 
 
 class Form(StrEnum):
@@ -30,10 +33,22 @@ def form_of(arguments: Iterable[str]) -> Form:
     return Form.TEXT_2016 if "-drive" in arguments else Form.BLOCKDEV
 
 
-def has_disk(arguments: Iterable[str], disk: Disk) -> bool:
-    """Return whether these arguments of QEMU's give it the COLO disk."""
+def has_disk(arguments: Sequence[str], disk: Disk) -> bool:
+    """Return whether these arguments of QEMU's give it the COLO disk, and the images that it names now."""
     names = f'"node-name":"{quorum_node(disk.devid)}"', f",id={disk.colo_export},"
-    return any(name in argument for argument in arguments for name in names)
+    if not any(name in argument for argument in arguments for name in names):
+        return False
+    images = {disk.pdev_path}
+    if any('"mode":"secondary"' in argument for argument in arguments):
+        images |= {disk.active_disk, disk.hidden_disk}
+    return images <= image_drivers(arguments).keys()
+
+
+def colo_disks(arguments: Iterable[str]) -> int:
+    """Return how many COLO disks these arguments of QEMU's give it."""
+    quorums = '"node-name":"quorum-', ",driver=quorum,"
+    texts = [argument.replace(",,", "") for argument in arguments]
+    return sum(any(quorum in text for quorum in quorums) for text in texts)
 
 
 def image_drivers(arguments: Iterable[str]) -> dict[str, str]:
@@ -79,7 +94,7 @@ def peer_node(devid: int) -> str:
     It is a replication node in mode primary, and stands beside :func:`replication_node` in a QEMU that
     was a secondary and is a primary now.
     """
-    return f"peer-{devid}"
+    return f"{PEER_NODE}{devid}"
 
 
 def nbd_node(devid: int) -> str:

@@ -49,8 +49,9 @@ _FOUND: Mapping[Attachment | Service, Event] = {
 
 
 def is_superseded(record: Record) -> bool:
-    """Return whether another host has been promoted since this one was the primary."""
-    return record.role is Role.PRIMARY and record.superseded_by is not None
+    """Return whether a primary's disks are stale: another host was promoted since, or they lack a write."""
+    stale = record.superseded_by is not None or record.spoiled
+    return record.role is Role.PRIMARY and stale
 
 
 def supersedes(generation: int, record: Record) -> bool:
@@ -113,9 +114,11 @@ def met(session: str | None, welcome: Welcome, *, equal: bool) -> Event:
 def is_moot(place: Place, event: Event) -> bool:
     """Return whether an event is about what is over by the time that its turn has come.
 
-    It asks for a new beginning that has come already, or tells a secondary whose QEMU has ended meanwhile
-    that its primary has gone too.
+    It asks for a new beginning that has come already, tells a secondary whose QEMU has ended meanwhile
+    that its primary has gone too, or is about a primary's disk that has no second copy: its guest was told.
     """
+    if event is Event.DISK_FAILED:
+        return place not in _ATTACHED
     if event in {Event.ACCEPTED, Event.RETRY}:
         return place.state is not State.FAILED
     return place == _BEGINNING and event in {Event.PEER_LOST, Event.PEER_SILENT}
@@ -175,6 +178,8 @@ _WRITES = {State.STANDALONE, State.PROMOTED, State.RESYNCING, State.REPLICATING}
 _IN_FORCE = Place(Role.SECONDARY, State.REPLICATING)
 _BEGINNING = Place(Role.SECONDARY, State.LAUNCHING)
 _SUSPENDED = Place(Role.SECONDARY, State.DEGRADED)
+#: Where a secondary may have what its primary's own disk lacks.
+_ATTACHED = {Place(Role.PRIMARY, State.REPLICATING), Place(Role.PRIMARY, State.DEGRADED)}
 # A secondary that was found in a session does not know whether its primary lives.
 _MISSED = {Event.PEER_LOST, Event.PEER_SILENT, Event.IN_SESSION}
 _BY_ITSELF = {

@@ -75,6 +75,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         not run from the end of QEMU's commit until they are out of here: `xencolod.images.make_whole`
         would put the older active and hidden over what it wrote since.
     :ivar superseded_by: the higher generation of the other host; this one's disks are stale.
+    :ivar spoiled: a primary's disk refused a write that its secondary has, and that the guest counts as done.
     :ivar peer: the other host, ``host`` or ``host:port``, where the operator chose another than colo-host.
     :ivar detached: by the operator's command: the other host is not to be reached.
     :ivar diverged: a primary that has replicated once, or took over: no secondary's disks are known to be
@@ -94,6 +95,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     diverged: bool = False
     settled: Settled | None = None
     own: bool = False
+    spoiled: bool = False
 
     def __post_init__(self) -> None:
         if self.role is Role.NONE:

@@ -34,6 +34,7 @@ class Event(StrEnum):
     TAKEN_OVER = "taken-over"
     QEMU_GONE = "qemu-gone"
     QEMU_ERROR = "qemu-error"
+    DISK_FAILED = "disk-failed"
     # -- from the peer
     PEER_READY = "peer-ready"
     PEER_EQUAL = "peer-equal"
@@ -89,7 +90,7 @@ class Action(StrEnum):
     RECORD_STALE = "record that the disks are being overwritten"
     RECORD_IN_SYNC = "record that the disks hold a checkpoint"
     RECORD_SETTLED = "record that the checkpoint is on disk, and that nobody writes to it any more"
-    RECORD_SUPERSEDED = "record that another primary has a later generation"
+    RECORD_SUPERSEDED = "record why this host may not be the primary any more"
     RECORD_FAILOVER = "record the failover and its generation"
     FAILOVER = "stop replication with failover"
     AWAIT_COMMIT = "wait until active and hidden are committed"
@@ -135,7 +136,8 @@ _TAKE_OVER = (
 # From the record on, the chain on disk is what counts: nobody writes to it any more, and it is flushed.
 _RECORDED = (_A.UNSERVE, _A.PAUSE, _A.FLUSH, _A.RECORD_FAILOVER)
 _CLEAN_UP = (_A.DETACH, _A.RESUME)
-_FENCE_OFF = (_A.DETACH, _A.PAUSE)
+# Paused first: the guest must not run on where nothing can be recorded.
+_FENCE_OFF = (_A.DETACH, _A.PAUSE, _A.RECORD_SUPERSEDED)
 
 
 def _row(
@@ -168,8 +170,7 @@ def _anywhere(role: Role, state: State) -> Iterator[tuple[Key, Step]]:
         return  # only in the middle of a step: what else happens finds what the step has led to
     if role is _P:
         # Failed from the start: an action that fails must lead to no state that lets the guest run on.
-        off = (_A.RECORD_SUPERSEDED, *_FENCE_OFF)
-        yield _row(_P, state, _E.SUPERSEDED, *off, during=_S.FAILED, then=_S.FAILED)
+        yield _row(_P, state, _E.SUPERSEDED, *_FENCE_OFF, during=_S.FAILED, then=_S.FAILED)
         yield _row(_P, state, _E.REFUSED, *_CLEAN_UP, during=_S.FAILED, then=_S.FAILED)
     else:
         yield _row(_Q, state, _E.REFUSED, then=_S.FAILED)
@@ -232,6 +233,14 @@ def _primary_rows() -> Iterator[tuple[Key, Step]]:
         during=_S.DEGRADED,
         then=_S.STANDALONE,
     )
+
+    # One copy suffices for the quorum: a write that the own disk refuses the guest counts as done, and reads
+    # back what was there before. The secondary has it, and gets the rest if it can.
+    last = (_A.PAUSE, _A.CHECK, _A.CHECKPOINT_PEER, _A.CHECKPOINT)
+    for state, first in ((_S.REPLICATING, last), (_S.DEGRADED, ())):
+        yield _row(
+            *(_P, state, _E.DISK_FAILED, *first, *_FENCE_OFF), during=_S.FAILED, then=_S.FAILED
+        )
 
     for event in (_E.PEER_LOST, _E.PEER_SILENT):
         yield _row(_P, _S.LAUNCHING, event, then=_S.LAUNCHING)

@@ -99,8 +99,8 @@ def test_a_returning_old_primary_gives_way_and_becomes_the_secondary(two: list[M
     a.start()
     a.is_("failed")
     a.says("another host is the primary of generation 2")
-    assert a.record["superseded_by"] == 2
-    until(lambda: a.guest("query-status")["status"] == "paused", "the guest stands")
+    until(lambda: a.record["superseded_by"] == 2, "it is recorded")
+    assert a.guest("query-status")["status"] == "paused", "the guest stands"
     a.stop()
     a.start()
     a.is_("failed")

@@ -134,6 +134,32 @@ def test_the_image_of_one_disk_is_missing(two: list[Member]) -> None:
     assert len(b.guest("query-block-exports")) == 2
 
 
+@pytest.mark.parametrize("unread", [1, 2])
+def test_nodes_that_cannot_be_read_when_a_session_is_found(two: list[Member], unread: int) -> None:
+    """Half of a group would be failed over else, and the other half neither waited for nor recorded."""
+    a, b = two
+    replicating(a, b)
+    for devid in (XVDA, SDA):
+        a.guest.write(devid, 0x11, "0", "256k")
+    a.command("checkpoint")
+    b.stop()
+    ports = [f"{at}/colo-port" for disk in b.disks[:unread] for at in (disk.backend, disk.libxl)]
+    for port in ports:
+        b.store.delete(port)
+    b.start()
+    a.lose()
+    if unread == 1:
+        b.is_("failed")
+        b.says("QEMU has 1 more COLO disks than the nodes describe")
+    assert b.command("failover").startswith("failover failed: ")
+    for port in ports:
+        b.store.write(port, str(b.nbd_port))
+    b.is_("degraded")
+    assert b.command("failover") == "failover done generation 2"
+    for devid in (XVDA, SDA):
+        assert b.guest.holds(devid, 0x11, "0", "256k")
+
+
 def test_disks_that_are_no_group(two: list[Member]) -> None:
     a, b = two
     a.start()
@@ -173,6 +199,12 @@ def test_a_record_that_is_damaged_or_lost(two: list[Member]) -> None:
     b.is_("failed")
     b.says(f"{path} is gone")
     assert not path.exists(), "it asks, and does not guess"
+    b.store.write(f"{COLO}/role", "none")
+    end(b.qemu(DOMID))
+    until(lambda: b.colo("state") == "waiting", "no QEMU is given the disk as a plain one")
+    b.says(f"{path} is gone")
+    assert b.qemus(DOMID) == []
+    b.store.write(f"{COLO}/role", "secondary")
     path.write_bytes(whole)
     a.start()
     for member in two:

@@ -1,14 +1,17 @@
 """Replication where a file system is full."""
 
+import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.e2e.host import XVDA, end
-from tests.e2e.site import DISKS, DOMID, MIB, QUICK_LINK, Member, listening
+from tests.e2e.host import XVDA, end, until
+from tests.e2e.site import COLO, DISKS, DOMID, MIB, QUICK_LINK, Member, listening, replicating
 
 
 @pytest.fixture
@@ -65,6 +68,12 @@ def test_the_hidden_disk_is_on_a_full_file_system(two: list[Member], small: Path
     ready(mark)
 
 
+def record(place: Path) -> Any:
+    """Return what is on disk of the domain."""
+    (path,) = place.glob("*.json")
+    return json.loads(path.read_bytes())
+
+
 def sparse(place: Path) -> Path:
     """Make a disk that takes no room yet."""
     disk = place / "disk.raw"
@@ -73,23 +82,27 @@ def sparse(place: Path) -> Path:
     return disk
 
 
-@pytest.mark.parametrize("restart", [True, False])
-def test_the_disk_of_a_secondary_that_takes_over_is_on_a_full_file_system(
-    two: list[Member], small: Path, restart: bool
-) -> None:
-    a, b = two
-    disk = sparse(small)
-    b.set(qemu={"restart": restart}, replication={"retry_max": 0.5})
+def replicating_onto(disk: Path, a: Member, b: Member) -> None:
+    """Have a secondary whose guest's writes go there at a failover, where there is no room for them."""
     listening(b, disks=DISKS[:1], params=f"aio:{disk}")
     a.start()
     a.add(peer=b, disks=DISKS[:1])
-    for member in two:
+    for member in (a, b):
         member.is_("replicating")
     subprocess.run(["fallocate", "-p", "-o", "0", "-l", str(MIB), disk], check=True)
     b.guest.write(XVDA, 0x77, "0", "512k")
     a.lose()
     b.is_("degraded")
-    fill(small)
+    fill(disk.parent)
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_the_disk_of_a_secondary_that_takes_over_is_on_a_full_file_system(
+    two: list[Member], small: Path, restart: bool
+) -> None:
+    a, b = two
+    b.set(qemu={"restart": restart}, replication={"retry_max": 0.5})
+    replicating_onto(sparse(small), a, b)
     assert b.command("failover").startswith("failover failed: QEMU could not write into the disk")
     b.is_("failed")
     if restart:
@@ -106,3 +119,118 @@ def test_the_disk_of_a_secondary_that_takes_over_is_on_a_full_file_system(
     b.is_("promoted")
     assert b.guest.holds(XVDA, 0x77, "0", "512k")
     assert b.record["generation"] == 2
+
+
+def test_a_failover_is_of_the_disks_that_qemu_has(two: list[Member], small: Path) -> None:
+    """The images that the nodes name by then may be somebody else's."""
+    a, b = two
+    b.set(qemu={"restart": False})
+    replicating_onto(sparse(small), a, b)
+    (disk,) = b.disks
+    for directory in (disk.backend, disk.libxl):
+        b.store.write(f"{directory}/active-disk", f"{small}/another.qcow2")
+    b.is_("outdated")
+    assert b.command("failover").startswith("failover failed: QEMU could not write into the disk")
+    (chain,) = b.record["unfinished"]
+    assert chain["active"] == disk.nodes["active-disk"]
+
+
+@pytest.mark.walks("primary replicating disk-failed")
+def test_the_disk_of_a_primary_is_on_a_full_file_system(two: list[Member], small: Path) -> None:
+    """Its guest counts a write as done that the secondary alone has, and reads what was there before."""
+    a, b = two
+    disk = sparse(small)
+    listening(b, disks=DISKS[:1])
+    a.start()
+    a.add(peer=b, disks=DISKS[:1], params=f"aio:{disk}")
+    for member in two:
+        member.is_("replicating")
+    a.guest("cont")
+    fill(small)
+    a.guest.write(XVDA, 0x77, "0", "512k")
+    a.is_("failed")
+    a.says("this host's disk refused a write")
+    b.is_("degraded")
+    a.kill()
+    a.start()
+    a.is_("failed")
+    assert a.guest("query-status")["status"] == "paused", "it must not read what is not there"
+    assert b.command("failover") == "failover done generation 2"
+    assert b.guest.holds(XVDA, 0x77, "0", "512k"), (
+        "the last checkpoint has the write that it refused"
+    )
+
+    (small / "filler").unlink()
+    a.serve_here()
+    a.store.write(f"{COLO}/role", "secondary")
+    a.is_("listening")
+    b.command(f"resync to={a.address}")
+    for member in two:
+        member.is_("replicating")
+    b.lose()
+    a.is_("degraded")
+    assert a.command("failover") == "failover done generation 3"
+    assert a.guest.holds(XVDA, 0x77, "0", "512k")
+    assert a.guest("query-status")["status"] != "paused"
+
+
+@pytest.mark.walks("primary degraded disk-failed")
+def test_a_disk_that_is_full_while_the_secondary_stays_away(two: list[Member], small: Path) -> None:
+    a, b = two
+    disk = sparse(small)
+    listening(b, disks=DISKS[:1])
+    a.start()
+    a.add(peer=b, disks=DISKS[:1], params=f"aio:{disk}")
+    for member in two:
+        member.is_("replicating")
+    a.guest("cont")
+    b.kill()
+    a.is_("degraded")
+    fill(small)
+    a.guest.write(XVDA, 0x77, "0", "512k")
+    a.is_("failed")
+    a.says("this host's disk refused a write")
+    until(lambda: a.record["spoiled"], "it is recorded")
+    assert a.guest("query-status")["status"] == "paused"
+
+
+def test_a_disk_that_is_full_without_a_secondary_is_the_guests_to_know(
+    two: list[Member], small: Path
+) -> None:
+    a = two[0]
+    disk = sparse(small)
+    a.start()
+    a.add(disks=DISKS[:1], params=f"aio:{disk}")
+    a.is_("standalone")
+    fill(small)
+    assert "No space left" in a.guest.io(XVDA, "write -P 0x77 0 512k")
+    a.event("qemu.event", qmp_event="QUORUM_REPORT_BAD")
+    a.barrier()
+    assert a.colo("state") == "standalone"
+    assert not a.record["spoiled"]
+
+
+def test_a_guest_stands_where_it_cannot_be_recorded_that_it_has_to(
+    two: list[Member], small: Path
+) -> None:
+    """Else both hosts' guests would run."""
+    a, b = two
+    a.set(daemon={"state_directory": str(small)}, replication={"retry_max": 0.5})
+    replicating(a, b)
+    a.guest("cont")
+    a.kill()
+    b.is_("degraded")
+    b.command("failover")
+    fill(small)
+    mark = a.mark()
+    a.start()
+    status = partial(a.guest, "query-status")
+    until(lambda: status()["status"] == "paused", "the guest stands")
+    for _ in range(2):  # it is tried again and again
+        mark = a.mark()
+        a.event("replication.failed", since=mark, cause="superseded")
+        assert status()["status"] == "paused"
+    (small / "filler").unlink()
+    until(lambda: record(small)["superseded_by"] == 2, "it is recorded")
+    assert status()["status"] == "paused"
+    a.says("another host is the primary of generation 2")

@@ -244,6 +244,8 @@ class Host:
         if self.saved is None:
             self.saved = Record(uuid=UUID, name="g", role=self.node, generation=1)
         daemon.record = self.saved
+        if daemon.heard and supersedes(daemon.heard, self.saved):
+            daemon.record = msgspec.structs.replace(self.saved, superseded_by=daemon.heard)
 
     def idle(self) -> None:
         """Do what the state has to do while no event is queued."""
@@ -266,7 +268,8 @@ class Host:
             role = self.record.role
             seen = daemon.qmp.service if role is Role.SECONDARY else daemon.qmp.attachment
             daemon.place = Place(role, State.LAUNCHING)
-            daemon.push(found(self.record, seen, refused=daemon.refused))
+            assert daemon.record
+            daemon.push(found(daemon.record, seen, refused=daemon.refused))
         elif daemon.refused:
             daemon.push(forbidden(daemon.record))
         else:
@@ -360,7 +363,9 @@ class Host:
             return self._failed(daemon, action, fault)
         except Died:
             return False
-        daemon.incomplete = False
+        daemon.incomplete = (
+            daemon.incomplete and not todo.actions and todo.then.state is State.FAILED
+        )
         daemon.place = todo.then
         self.world.arrows.add((before, event))
         if (
@@ -448,6 +453,7 @@ class Host:
         assert daemon
         if supersedes(generation, self.record):
             daemon.heard = generation
+            daemon.record = msgspec.structs.replace(self.record, superseded_by=generation)
             daemon.push(Event.SUPERSEDED)
 
     def welcome(self, caller: "Host") -> Welcome:

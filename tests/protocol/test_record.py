@@ -56,7 +56,8 @@ WRITTEN = b"""\
   "diverged": false,
   "settled": null,
   "own": false,
-  "checksum": "sha256:829a9cb38d4f335714f6314ab67d891e387fa0f4c4a323079078419bdb3ad10b"
+  "spoiled": false,
+  "checksum": "sha256:0f5b0f1184f6b7594ecadc6c0d0ca861d4dda1bc8a5e57e633726f0235394df8"
 }
 """
 

@@ -20,6 +20,7 @@ from xencolo.observed import (
     Service,
     found,
     hangs_up,
+    is_moot,
     is_prepared,
     is_stranger,
     may_agree,
@@ -130,10 +131,25 @@ def test_what_never_replicated_is_started_before_it_is_recorded_as_unfinished() 
     assert Action.START not in step(Place(Q, State.LAUNCHING), Event.UNFINISHED).actions
 
 
+@pytest.mark.parametrize("state", [State.REPLICATING, State.DEGRADED])
+def test_a_primary_whose_own_disk_failed_stands_still(state: State) -> None:
+    done = step(Place(P, state), Event.DISK_FAILED)
+    assert done.actions[-3:] == step(Place(P, state), Event.SUPERSEDED).actions
+    assert done.during is done.then.state is State.FAILED, (
+        "no failure leads to a guest that runs on"
+    )
+    assert (Action.CHECKPOINT_PEER in done.actions) is (state is State.REPLICATING)
+
+
+def test_a_disk_that_fails_without_a_second_copy_is_the_guests_to_know() -> None:
+    taken = {place for place in PLACES if not is_moot(place, Event.DISK_FAILED)}
+    assert taken == {Place(P, State.REPLICATING), Place(P, State.DEGRADED)}
+
+
 @pytest.mark.parametrize("state", sorted({state for role, state, _ in TABLE if role is P}))
 def test_a_superseded_primary_stands_still(state: State) -> None:
     done = step(Place(P, state), Event.SUPERSEDED)
-    assert done.actions == (Action.RECORD_SUPERSEDED, Action.DETACH, Action.PAUSE)
+    assert done.actions == (Action.DETACH, Action.PAUSE, Action.RECORD_SUPERSEDED)
     assert done.during is done.then.state is State.FAILED
 
 
@@ -212,7 +228,7 @@ def test_what_is_attached_was_connected_in_the_state_before() -> None:
 def test_a_paused_guest_is_resumed_on_each_way(key: tuple[Role, State, Event]) -> None:
     """In the step itself; and where an action fails, by the steps that its failure leads to."""
     done = TABLE[key]
-    if key[2] is not Event.SUPERSEDED:
+    if key[2] not in {Event.SUPERSEDED, Event.DISK_FAILED}:
         assert Action.RESUME in done.actions[done.actions.index(Action.PAUSE) :]
     failed = TABLE[key[0], done.during, Event.ACTION_FAILED]
     # `failed` is left by looking at the QEMU again, and from there each way out resumes or is superseded
@@ -298,6 +314,7 @@ FOUND = [
     ({}, Attachment.ATTACHED, True, Event.REFUSED),
     ({"superseded_by": 3}, Attachment.CLEAN, False, Event.SUPERSEDED),
     ({"superseded_by": 3}, Attachment.CLEAN, True, Event.SUPERSEDED),
+    ({"spoiled": True}, Attachment.ATTACHED, False, Event.SUPERSEDED),
     ({"role": Q}, Service.FRESH, False, Event.CLEAN),
     ({"role": Q}, Service.PARTIAL, False, Event.PARTIAL),
     ({"role": Q}, Service.SERVING, False, Event.SERVING),
