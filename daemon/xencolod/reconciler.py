@@ -52,6 +52,8 @@ from xencolod.xenstore import Client, Reads, Watch, demand, read
 _RECHECK = 5.0
 #: A pass that xenstored failed, or that found its store empty, is repeated after this many seconds.
 _RETRY = 0.5
+#: Seconds that an end may be put off for guests that stand: less than systemd gives the daemon (20 s).
+_REST = 12.0
 #: So many domains are read and settled together, while the next are read: what a pass holds does not grow
 #: with the host.
 _TOGETHER, _AT_ONCE = 32, 2
@@ -162,6 +164,13 @@ class Reconciler:
         for crew in self._crews.values():
             crew.supervisor.retry()
         self.dirty.mark()
+
+    async def rest(self) -> None:
+        """Begin no step of a replication any more, and wait for those that have a guest stand."""
+        with trio.move_on_after(_REST):
+            async with trio.open_nursery() as nursery:
+                for crew in self._crews.values():
+                    nursery.start_soon(crew.replicator.rest)
 
     # -- cycles ----------------------------------------------------------------------------------
 

@@ -37,6 +37,8 @@ from xencolod.watching import Watching
 
 _S = DomainState
 
+#: Seconds between two looks whether a step has let the guest run again.
+_LOOK = 0.01
 #: Where the domain is alone: a link that led nowhere is given up, and tried again later.
 _ALONE = {_S.STANDALONE, _S.DEGRADED, _S.PROMOTED, _S.LAUNCHING, _S.FAILED}
 #: What the reconciler says of a domain whose replication has more to say.
@@ -99,6 +101,7 @@ class Replicator:
         self._renew = renew
         self._demoted = False
         self._given: Qmp | None = None
+        self._pausing = self._resting = False
         self._queue = Occurrences()
         self._fence = trio.CancelScope()
 
@@ -273,8 +276,26 @@ class Replicator:
             nursery.start_soon(self.reach.run)
             while True:
                 occurrence = await self._next()
+                if self._resting and not self._holds_guest:
+                    await trio.sleep_forever()  # the one who had it rest cancels it
                 if await self._take(occurrence):
                     self._see_to_fence(nursery, occurrence.event)
+
+    @property
+    def _holds_guest(self) -> bool:
+        """Whether a step has the guest stand, or what is left to do after it."""
+        performer = self.performer
+        stands = performer.times.paused is not None and performer.qmp and not performer.superseded
+        return bool(self._pausing or stands) and self.place.state is not _S.FAILING_OVER
+
+    async def rest(self) -> None:
+        """Begin nothing any more; return when no guest stands that nobody would let run again.
+
+        A failover is not waited for: who comes next finishes it.
+        """
+        self._resting = True
+        while self._holds_guest:
+            await trio.sleep(_LOOK)
 
     async def _next(self) -> Occurrence:
         """Return the next event; until there is one, do what the state has to do meanwhile."""
@@ -309,6 +330,8 @@ class Replicator:
         except XencoloError as error:
             occurrence.finish(error)
             return False
+        finally:
+            self._pausing = False
         # What fails in a state that does nothing about it is left to do.
         self.incomplete = self.incomplete and not todo.actions and todo.then.state is _S.FAILED
         self._move(todo.then, occurrence)
@@ -335,6 +358,7 @@ class Replicator:
         """
         performer = self.performer
         performer.begin()
+        self._pausing = Action.PAUSE in todo.actions
         if Action.RECORD_FAILOVER in todo.actions:
             generation = latest_generation(performer.known, performer.peer_generation) + 1
             emit(self.log, "failover.started", generation=generation, cause=event.value)

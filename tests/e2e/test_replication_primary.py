@@ -2,7 +2,8 @@
 
 import signal
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
 
 import pytest
 
@@ -363,6 +364,29 @@ def test_a_primary_alone(two: list[Member]) -> None:
     assert b.command(f"resync to={a.address} assume-equal").startswith("resync done")
     b.walks("primary promoted peer-equal")
     b.is_("replicating")
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_no_guest_stands_because_the_daemon_was_told_to_end(two: list[Member], hangs: bool) -> None:
+    a, b = two
+    a.set(link=QUICK_LINK | {"timeout": 2})
+    replicating(a, b)
+    a.guest("cont")
+    status = partial(a.guest, "query-status")
+    with ExitStack() as stack:
+        stack.enter_context(frozen(b.pid))
+        a.order("checkpoint")
+        until(lambda: not status()["running"], "the guest stands for the checkpoint")
+        a.signal(signal.SIGTERM)
+        a.event("daemon.stopping")
+        if not hangs:
+            stack.close()
+        assert a.wait_exit() == 0
+        assert status()["running"]
+    assert bool(a.events("checkpoint.done")) is not hangs
+    a.start()
+    for member in two:
+        member.is_("replicating")
 
 
 def test_checkpoints_at_an_interval(two: list[Member]) -> None:
