@@ -39,7 +39,7 @@ from xencolod.xenstore import (
     absent_as_none,
     demand,
     directories,
-    directory,
+    names_in,
 )
 
 #: What is no state: others write it, and the answer stays for who waits for it.
@@ -200,10 +200,9 @@ class Publisher:
             mine = list(islice(answers, len(questions)))
             changes += await self._changes(transaction, saying, mine)
         await demand(transaction, changes, absent_ok=[Op.RM])
-        for saying in together:
-            # After all is written: what another domain needs is not empty.
-            for path, depth in saying.emptied:
-                await remove_with_empty_parents(transaction, path, depth=depth)
+        # After all is written: what another domain needs is not empty.
+        emptied = chain.from_iterable(saying.emptied for saying in together)
+        await remove_with_empty_parents(transaction, emptied)
 
     def _questions(self, saying: _Saying) -> list[Request]:
         """Return what tells whether the guest is still there, and whether what was said is.
@@ -293,37 +292,32 @@ class Publisher:
         """Return the values of nodes, in one round trip."""
         return list(map(absent_as_none, await to.batch([*map(requests.read, paths)])))
 
-    async def _clear(self, transaction: Transaction, domid: int) -> None:
-        """Remove what was said in places of xencolod's own."""
-        base, errors = self._places(domid)
-        names, wrong = await directories(transaction, [base, errors])
-        doomed = [requests.rm(f"{base}/{name}") for name in names if name not in _INPUTS]
-        await demand(transaction, doomed, absent_ok=[Op.RM])
-        if wrong:
-            await remove_with_empty_parents(transaction, errors, depth=_ERRORS_DEPTH)
-
     async def withdraw(self, domid: int) -> None:
         """Remove all that was said of a domain.
 
         :raises XenstoreError: xenstored failed.
         """
-        base = colo_path(domid)
+        base, errors = self._places(domid)
+        asked = [
+            *map(requests.read, (domain_path(domid), *self._pids(domid))),
+            *map(requests.directory, (base, errors)),
+        ]
 
         async def body(transaction: Transaction) -> None:
-            places = [domain_path(domid), *self._pids(domid)]
-            home, theirs, own = await self._read(transaction, places)
-            await self._clear(transaction, domid)
+            *values, listed, wrong = await transaction.batch(asked)
+            home, theirs, own = map(absent_as_none, values)
+            names = set(await names_in(transaction, base, listed))
             if home is None:
-                await remove_with_empty_parents(transaction, base, depth=1)
-                await remove_with_empty_parents(
-                    transaction, device_model_path(domid, self._own), depth=0
-                )
-                return
-            if not await directory(transaction, base):
-                await demand(transaction, [requests.rm(base)], absent_ok=[Op.RM])
-            if theirs is not None and theirs == own:
-                for path in self._device_model(domid):
-                    await remove_with_empty_parents(transaction, path, depth=1)
+                doomed = [(base, 1), (device_model_path(domid, self._own), 0)]
+            elif names.isdisjoint(_INPUTS):
+                doomed = [(base, 0)]
+            else:
+                doomed = [(f"{base}/{name}", 0) for name in names - _INPUTS]
+            if await names_in(transaction, errors, wrong):
+                doomed.append((errors, _ERRORS_DEPTH))
+            if home is not None and theirs is not None and theirs == own:
+                doomed += [(path, 1) for path in self._device_model(domid)]
+            await remove_with_empty_parents(transaction, doomed)
 
         async with self._lock:
             await self._client.transaction(body)
