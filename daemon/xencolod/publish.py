@@ -29,6 +29,7 @@ from xencolo.status import (
     status_values,
 )
 from xencolo.wire import Op
+from xencolod.asks import all_done
 from xencolod.devices import remove_with_empty_parents
 from xencolod.xenstore import (
     TRANSACTION_ATTEMPTS,
@@ -96,6 +97,10 @@ class _Saying:
     emptied: list[tuple[str, int]] = field(default_factory=list)
     said: bool = False
     error: XenstoreError | None = None
+
+
+class _ChangedError(Exception):
+    """What stands is not what was said last, or the guest has gone."""
 
 
 class Publisher:
@@ -184,12 +189,35 @@ class Publisher:
         forgotten = self._forgotten
         for saying in together:
             saying.before = self._written.get(saying.domid)
-        await self._client.transaction(partial(self._write, together), attempts=attempts)
+        write = self._write_at_once if all(map(self._foreseeable, together)) else self._write
+        try:
+            await self._client.transaction(partial(write, together), attempts=attempts)
+        except _ChangedError:
+            await self._client.transaction(partial(self._write, together), attempts=attempts)
         for saying in together:
             if saying.said and forgotten == self._forgotten:
                 self._written[saying.domid] = saying.values
             else:
                 self._written.pop(saying.domid, None)
+
+    def _foreseeable(self, saying: _Saying) -> bool:
+        """Whether it can be known what is to be written, unless what was said last does not stand."""
+        ours = self._device_model(saying.domid)
+        return saying.before is not None and self._stale(saying, saying.before).isdisjoint(ours)
+
+    async def _write_at_once(self, together: Sequence[_Saying], transaction: Transaction) -> None:
+        """Read and write in one round trip, as if all stood as it was said last.
+
+        :raises _ChangedError: it does not, or a guest has gone: what was written has to be thrown away.
+        """
+        asked = [self._questions(saying) for saying in together]
+        changes = [r for saying in together for r in self._difference(saying, saying.before or {})]
+        answers = iter(await transaction.batch([*chain.from_iterable(asked), *changes]))
+        for saying, questions in zip(together, asked, strict=True):
+            if not self._stands(saying, list(islice(answers, len(questions)))) or not saying.said:
+                raise _ChangedError
+        all_done(changes, list(answers), absent_ok=[Op.RM])
+        await self._remove_emptied(together, transaction)
 
     async def _write(self, together: Sequence[_Saying], transaction: Transaction) -> None:
         """Read and write in a round trip each, however many domains there are."""
@@ -200,7 +228,10 @@ class Publisher:
             mine = list(islice(answers, len(questions)))
             changes += await self._changes(transaction, saying, mine)
         await demand(transaction, changes, absent_ok=[Op.RM])
-        # After all is written: what another domain needs is not empty.
+        await self._remove_emptied(together, transaction)
+
+    async def _remove_emptied(self, together: Sequence[_Saying], transaction: Transaction) -> None:
+        """Remove directories after all is written: what another domain needs is not empty."""
         emptied = chain.from_iterable(saying.emptied for saying in together)
         await remove_with_empty_parents(transaction, emptied)
 
@@ -216,25 +247,38 @@ class Publisher:
             paths.append(home)
         return [*map(requests.read, paths)]
 
+    def _stands(self, saying: _Saying, answers: Sequence[Answer]) -> bool:
+        """Take the answers, and return whether the domain's state is as it was said last."""
+        vm, state, *home = map(absent_as_none, answers)
+        saying.said = uuid_of(vm) == saying.uuid and home != [None]
+        old = saying.before
+        return old is not None and old.get(f"{colo_path(saying.domid)}/{STATE}") == _text(state)
+
     async def _changes(self, to: Asks, saying: _Saying, answers: Sequence[Answer]) -> list[Request]:
         """Return what makes the difference: none where the guest has gone."""
-        vm, state, *home = map(absent_as_none, answers)
+        stands = self._stands(saying, answers)
         saying.emptied = []
-        saying.said = uuid_of(vm) == saying.uuid and home != [None]
         if not saying.said:
             return []
-        values, old = saying.values, saying.before
-        if old is None or old.get(f"{colo_path(saying.domid)}/{STATE}") != _text(state):
-            old = await self._standing(to, saying.domid, values)
-        stale = old.keys() - values.keys()
-        stale -= await self._kept(to, saying, stale)
-        saying.emptied += [
+        old = saying.before if stands else None
+        if old is None:
+            old = await self._standing(to, saying.domid, saying.values)
+        kept = await self._kept(to, saying, self._stale(saying, old))
+        return self._difference(saying, {path: old[path] for path in old.keys() - kept})
+
+    def _stale(self, saying: _Saying, old: Mapping[str, str]) -> set[str]:
+        return old.keys() - saying.values.keys()
+
+    def _difference(self, saying: _Saying, old: Mapping[str, str]) -> list[Request]:
+        """Return what makes of the old nodes those that are to be said."""
+        stale = self._stale(saying, old)
+        saying.emptied = [
             (path, depth)
             for path in stale
             for part, depth in _DEVICE_DIRECTORIES.items()
             if part in path
         ]
-        changed = [(path, value) for path, value in values.items() if old.get(path) != value]
+        changed = [(path, value) for path, value in saying.values.items() if old.get(path) != value]
         return [*map(requests.rm, sorted(stale)), *starmap(requests.write, changed)]
 
     async def _kept(self, to: Asks, saying: _Saying, stale: AbstractSet[str]) -> set[str]:
