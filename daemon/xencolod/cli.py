@@ -1,5 +1,6 @@
 """The programs: ``xencolo``, the operator's command, and ``xencolod``, the daemon."""
 
+import gc
 import sys
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import click
 
 from xencolod.commands import disk, domain, keys, replication, show, status
 from xencolod.commands.common import ReportingCommand, ReportingGroup, Settings, examples
+
+#: So many more new values than old ones have gone, and the daemon looks for those that hold each other.
+_GARBAGE = 5000
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -91,6 +95,11 @@ def daemon_main(
     config: Path | None, xenstore: str | None, log_format: str | None, *, debug: bool
 ) -> None:
     """Keep one QEMU per domain running with the drives that its COLO role asks for."""
+    gc.disable()
     from xencolod import app  # noqa: PLC0415 - --help answers at once
 
+    # What is imported stays for good, and a look makes thousands of values that go by themselves.
+    gc.freeze()
+    gc.set_threshold(_GARBAGE)
+    gc.enable()
     sys.exit(app.run(config, xenstore, log_format, debug=debug))
