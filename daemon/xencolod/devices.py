@@ -1,7 +1,8 @@
 """Devices in xenstore: find, read, add and remove them, as libxl does."""
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
@@ -46,7 +47,7 @@ from xencolod.xenstore import (
     absent_as_none,
     demand,
     directories,
-    directory,
+    names_in,
     read,
 )
 
@@ -313,19 +314,23 @@ async def _closed(client: Client, paths: DevicePaths, timeout: float) -> bool:
 
 
 async def _clean_up(client: Client, paths: DevicePaths) -> None:
-    async def body(transaction: Transaction) -> None:
-        for path in (paths.frontend, paths.libxl, paths.backend):
-            await remove_with_empty_parents(transaction, path, depth=2)
-
-    await client.transaction(body)
+    doomed = [(path, 2) for path in (paths.frontend, paths.libxl, paths.backend)]
+    await client.transaction(partial(remove_with_empty_parents, doomed=doomed))
 
 
-async def remove_with_empty_parents(to: Asks, path: str, *, depth: int) -> None:
-    """Remove a node, and up to ``depth`` of its parents as long as that leaves them empty.
+async def remove_with_empty_parents(to: Asks, doomed: Iterable[tuple[str, int]]) -> None:
+    """Remove nodes, and parents of theirs that are empty then; a round trip for each level.
 
+    :param doomed: each node, and how many of its parents may go with it.
     :raises StoreError: any error but ENOENT.
     """
-    await demand(to, [requests.rm(path)], absent_ok=[Op.RM])
-    parent = path.rpartition("/")[0]
-    if depth and not await directory(to, parent):
-        await remove_with_empty_parents(to, parent, depth=depth - 1)
+    depths = dict(doomed)
+    if not depths:
+        return
+    removals = [requests.rm(path) for path in depths]
+    parents = {path.rpartition("/")[0]: depth - 1 for path, depth in depths.items() if depth}
+    answers = await to.batch([*removals, *map(requests.directory, parents)])
+    all_done(removals, answers[: len(removals)], absent_ok=[Op.RM])
+    listed = zip(parents, answers[len(removals) :], strict=True)
+    empty = [parent for parent, answer in listed if not await names_in(to, parent, answer)]
+    await remove_with_empty_parents(to, [(parent, parents[parent]) for parent in empty])

@@ -193,12 +193,16 @@ async def destroy(client: Client, domid: int, *, xen: bool) -> None:
             await require(transaction, domid)
         vm = (await read(transaction, f"{home}/vm") or b"").decode("ascii", "replace")
         paths = [home, libxl, device_model_path(domid), *([vm] if _VM.fullmatch(vm) else [])]
-        for backend_domid in await _backend_domids(transaction, domid):
-            for kind in KINDS:
-                backend = f"{backend_root(backend_domid)}/{kind}/{domid}"
-                error = f"{domain_path(backend_domid)}/error/backend/{kind}/{domid}"
-                await remove_with_empty_parents(transaction, backend, depth=1)
-                await remove_with_empty_parents(transaction, error, depth=1)
+        served = [
+            (place, 1)
+            for backend_domid in await _backend_domids(transaction, domid)
+            for kind in KINDS
+            for place in (
+                f"{backend_root(backend_domid)}/{kind}/{domid}",
+                f"{domain_path(backend_domid)}/error/backend/{kind}/{domid}",
+            )
+        ]
+        await remove_with_empty_parents(transaction, served)
         await demand(transaction, [requests.rm(path) for path in paths], absent_ok=[Op.RM])
 
     await client.transaction(body)

@@ -29,6 +29,7 @@ from xencolo.status import (
     status_values,
 )
 from xencolo.wire import Op
+from xencolod.asks import all_done
 from xencolod.devices import remove_with_empty_parents
 from xencolod.xenstore import (
     TRANSACTION_ATTEMPTS,
@@ -39,7 +40,7 @@ from xencolod.xenstore import (
     absent_as_none,
     demand,
     directories,
-    directory,
+    names_in,
 )
 
 #: What is no state: others write it, and the answer stays for who waits for it.
@@ -96,6 +97,10 @@ class _Saying:
     emptied: list[tuple[str, int]] = field(default_factory=list)
     said: bool = False
     error: XenstoreError | None = None
+
+
+class _ChangedError(Exception):
+    """What stands is not what was said last, or the guest has gone."""
 
 
 class Publisher:
@@ -184,12 +189,35 @@ class Publisher:
         forgotten = self._forgotten
         for saying in together:
             saying.before = self._written.get(saying.domid)
-        await self._client.transaction(partial(self._write, together), attempts=attempts)
+        write = self._write_at_once if all(map(self._foreseeable, together)) else self._write
+        try:
+            await self._client.transaction(partial(write, together), attempts=attempts)
+        except _ChangedError:
+            await self._client.transaction(partial(self._write, together), attempts=attempts)
         for saying in together:
             if saying.said and forgotten == self._forgotten:
                 self._written[saying.domid] = saying.values
             else:
                 self._written.pop(saying.domid, None)
+
+    def _foreseeable(self, saying: _Saying) -> bool:
+        """Whether it can be known what is to be written, unless what was said last does not stand."""
+        ours = self._device_model(saying.domid)
+        return saying.before is not None and self._stale(saying, saying.before).isdisjoint(ours)
+
+    async def _write_at_once(self, together: Sequence[_Saying], transaction: Transaction) -> None:
+        """Read and write in one round trip, as if all stood as it was said last.
+
+        :raises _ChangedError: it does not, or a guest has gone: what was written has to be thrown away.
+        """
+        asked = [self._questions(saying) for saying in together]
+        changes = [r for saying in together for r in self._difference(saying, saying.before or {})]
+        answers = iter(await transaction.batch([*chain.from_iterable(asked), *changes]))
+        for saying, questions in zip(together, asked, strict=True):
+            if not self._stands(saying, list(islice(answers, len(questions)))) or not saying.said:
+                raise _ChangedError
+        all_done(changes, list(answers), absent_ok=[Op.RM])
+        await self._remove_emptied(together, transaction)
 
     async def _write(self, together: Sequence[_Saying], transaction: Transaction) -> None:
         """Read and write in a round trip each, however many domains there are."""
@@ -200,10 +228,12 @@ class Publisher:
             mine = list(islice(answers, len(questions)))
             changes += await self._changes(transaction, saying, mine)
         await demand(transaction, changes, absent_ok=[Op.RM])
-        for saying in together:
-            # After all is written: what another domain needs is not empty.
-            for path, depth in saying.emptied:
-                await remove_with_empty_parents(transaction, path, depth=depth)
+        await self._remove_emptied(together, transaction)
+
+    async def _remove_emptied(self, together: Sequence[_Saying], transaction: Transaction) -> None:
+        """Remove directories after all is written: what another domain needs is not empty."""
+        emptied = chain.from_iterable(saying.emptied for saying in together)
+        await remove_with_empty_parents(transaction, emptied)
 
     def _questions(self, saying: _Saying) -> list[Request]:
         """Return what tells whether the guest is still there, and whether what was said is.
@@ -217,25 +247,38 @@ class Publisher:
             paths.append(home)
         return [*map(requests.read, paths)]
 
+    def _stands(self, saying: _Saying, answers: Sequence[Answer]) -> bool:
+        """Take the answers, and return whether the domain's state is as it was said last."""
+        vm, state, *home = map(absent_as_none, answers)
+        saying.said = uuid_of(vm) == saying.uuid and home != [None]
+        old = saying.before
+        return old is not None and old.get(f"{colo_path(saying.domid)}/{STATE}") == _text(state)
+
     async def _changes(self, to: Asks, saying: _Saying, answers: Sequence[Answer]) -> list[Request]:
         """Return what makes the difference: none where the guest has gone."""
-        vm, state, *home = map(absent_as_none, answers)
+        stands = self._stands(saying, answers)
         saying.emptied = []
-        saying.said = uuid_of(vm) == saying.uuid and home != [None]
         if not saying.said:
             return []
-        values, old = saying.values, saying.before
-        if old is None or old.get(f"{colo_path(saying.domid)}/{STATE}") != _text(state):
-            old = await self._standing(to, saying.domid, values)
-        stale = old.keys() - values.keys()
-        stale -= await self._kept(to, saying, stale)
-        saying.emptied += [
+        old = saying.before if stands else None
+        if old is None:
+            old = await self._standing(to, saying.domid, saying.values)
+        kept = await self._kept(to, saying, self._stale(saying, old))
+        return self._difference(saying, {path: old[path] for path in old.keys() - kept})
+
+    def _stale(self, saying: _Saying, old: Mapping[str, str]) -> set[str]:
+        return old.keys() - saying.values.keys()
+
+    def _difference(self, saying: _Saying, old: Mapping[str, str]) -> list[Request]:
+        """Return what makes of the old nodes those that are to be said."""
+        stale = self._stale(saying, old)
+        saying.emptied = [
             (path, depth)
             for path in stale
             for part, depth in _DEVICE_DIRECTORIES.items()
             if part in path
         ]
-        changed = [(path, value) for path, value in values.items() if old.get(path) != value]
+        changed = [(path, value) for path, value in saying.values.items() if old.get(path) != value]
         return [*map(requests.rm, sorted(stale)), *starmap(requests.write, changed)]
 
     async def _kept(self, to: Asks, saying: _Saying, stale: AbstractSet[str]) -> set[str]:
@@ -293,37 +336,32 @@ class Publisher:
         """Return the values of nodes, in one round trip."""
         return list(map(absent_as_none, await to.batch([*map(requests.read, paths)])))
 
-    async def _clear(self, transaction: Transaction, domid: int) -> None:
-        """Remove what was said in places of xencolod's own."""
-        base, errors = self._places(domid)
-        names, wrong = await directories(transaction, [base, errors])
-        doomed = [requests.rm(f"{base}/{name}") for name in names if name not in _INPUTS]
-        await demand(transaction, doomed, absent_ok=[Op.RM])
-        if wrong:
-            await remove_with_empty_parents(transaction, errors, depth=_ERRORS_DEPTH)
-
     async def withdraw(self, domid: int) -> None:
         """Remove all that was said of a domain.
 
         :raises XenstoreError: xenstored failed.
         """
-        base = colo_path(domid)
+        base, errors = self._places(domid)
+        asked = [
+            *map(requests.read, (domain_path(domid), *self._pids(domid))),
+            *map(requests.directory, (base, errors)),
+        ]
 
         async def body(transaction: Transaction) -> None:
-            places = [domain_path(domid), *self._pids(domid)]
-            home, theirs, own = await self._read(transaction, places)
-            await self._clear(transaction, domid)
+            *values, listed, wrong = await transaction.batch(asked)
+            home, theirs, own = map(absent_as_none, values)
+            names = set(await names_in(transaction, base, listed))
             if home is None:
-                await remove_with_empty_parents(transaction, base, depth=1)
-                await remove_with_empty_parents(
-                    transaction, device_model_path(domid, self._own), depth=0
-                )
-                return
-            if not await directory(transaction, base):
-                await demand(transaction, [requests.rm(base)], absent_ok=[Op.RM])
-            if theirs is not None and theirs == own:
-                for path in self._device_model(domid):
-                    await remove_with_empty_parents(transaction, path, depth=1)
+                doomed = [(base, 1), (device_model_path(domid, self._own), 0)]
+            elif names.isdisjoint(_INPUTS):
+                doomed = [(base, 0)]
+            else:
+                doomed = [(f"{base}/{name}", 0) for name in names - _INPUTS]
+            if await names_in(transaction, errors, wrong):
+                doomed.append((errors, _ERRORS_DEPTH))
+            if home is not None and theirs is not None and theirs == own:
+                doomed += [(path, 1) for path in self._device_model(domid)]
+            await remove_with_empty_parents(transaction, doomed)
 
         async with self._lock:
             await self._client.transaction(body)

@@ -44,7 +44,7 @@ from xencolod.replicator import Replicator, Seen
 from xencolod.supervisor import Settings, Supervisor
 from xencolod.telling import Told
 from xencolod.views import Found, Wanted, look_at, read_domains
-from xencolod.xenstore import Client, Reads, Watch, demand, read
+from xencolod.xenstore import Client, Reads, Watch, absent_as_none, demand, read
 
 #: What no watch tells of is looked at this often, in seconds: an image that was missing, the end of
 #: somebody else's device model, the size of a domain's memory.
@@ -222,9 +222,8 @@ class Reconciler:
     async def _cycle(self, domains: set[int], *, everything: bool) -> None:
         started = trio.current_time()
         own = self._config.daemon.domid
-        if await self._recognise(own) and not everything:
-            self.dirty.mark()
         if everything:
+            await self._recognise(own)
             await self._adopt()
             domains = domains | set(await domids(self._client, own)) | self._known.keys()
         self._done(started, len(domains), await self._look_at_all(sorted(domains)))
@@ -255,7 +254,11 @@ class Reconciler:
 
     async def _look(self, domids: Sequence[int]) -> int:
         """Read domains and settle them; return how many devices they have."""
+        marked = self._client.post([requests.read(mark_path(self._config.daemon.domid))])
         views = await patiently(self._log, partial(self._read, self._client, domids))
+        if absent_as_none((await marked())[0]) is None:
+            self.dirty.mark()  # it is another store by now, which may tell less than it will
+            return 0
         if doubtful := [domid for domid, view in views.items() if self._has_new_errors(view)]:
             # Read while it was written or removed, perhaps: a transaction shows it as it was at once.
             views |= await self._client.transaction(lambda to: self._read(to, doubtful))
@@ -285,8 +288,8 @@ class Reconciler:
             for error in device.errors
         )
 
-    async def _recognise(self, own: int) -> bool:
-        """Look for the daemon's mark: a store without it is another than the one before; tell if it is.
+    async def _recognise(self, own: int) -> None:
+        """Look for the daemon's mark: a store without it is another than the one before.
 
         Such a store has lost what it held. Until a domain is seen in it as it was, its absence does
         not tell that it has gone, and its QEMU is left alone. What does not know even this domain is
@@ -296,7 +299,7 @@ class Reconciler:
         """
         home, mark = domain_path(own), mark_path(own)
         if await read(self._client, mark) is not None:
-            return False
+            return
         self._unproven = set(self._known)
         filled = await read(self._client, home) is not None
         if self._known or not filled:
@@ -305,7 +308,6 @@ class Reconciler:
             await trio.sleep(_RETRY)
             filled = await read(self._client, home) is not None
         await demand(self._client, [requests.write(mark, version("xencolo"))])
-        return True
 
     def _proves(self, view: Domain) -> bool:
         """Whether a store that had lost a domain tells enough of it: all its disks, or another guest."""

@@ -6,6 +6,7 @@ No branch here looks at anything but its arguments, so every decision is a row o
 import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -197,22 +198,32 @@ def drives_of(
         leads to by now.
     """
     staying = policy.staying(domain)
-    disks = [d.disk for devid, d in staying.items() if d.disk and devid not in missing]
+    disks = tuple(d.disk for devid, d in staying.items() if d.disk and devid not in missing)
     drivers = image_drivers(running.drives) if running else {}
-
-    def is_block_device(path: str) -> bool:
-        if driver := drivers.get(path):
-            return driver == "host_device"
-        return under_dev(path) or path in domain.block_devices
-
-    def drives(form: Form) -> DomainDrives:
-        return domain_drives(disks, domain.wanted_role, form, is_block_device=is_block_device)
-
+    block_devices = frozenset(
+        path
+        for disk in disks
+        for path in (disk.pdev_path, disk.active_disk, disk.hidden_disk)
+        if path and _is_block_device(path, drivers, domain)
+    )
     if running and (form := form_of(running.drives)) is not policy.form:
-        as_it_runs = drives(form)
+        as_it_runs = _drives(disks, domain.wanted_role, form, block_devices)
         if as_it_runs.arguments == running.drives:
             return as_it_runs
-    return drives(policy.form)
+    return _drives(disks, domain.wanted_role, policy.form, block_devices)
+
+
+def _is_block_device(path: str, drivers: Mapping[str, str], domain: Domain) -> bool:
+    if driver := drivers.get(path):
+        return driver == "host_device"
+    return under_dev(path) or path in domain.block_devices
+
+
+@lru_cache(maxsize=128)  # each is asked for two or three times in a look
+def _drives(
+    disks: tuple[Disk, ...], role: Role, form: Form, block_devices: frozenset[str]
+) -> DomainDrives:
+    return domain_drives(disks, role, form, is_block_device=block_devices.__contains__)
 
 
 #: The first QEMU that can be told the name in its peer's certificate, and for how long to try to connect.

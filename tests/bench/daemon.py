@@ -18,6 +18,8 @@ from tests.rigs.servers import RigError
 from xencolod import keys
 
 _PROGRAM = [sys.executable, "-c", "from xencolod.cli import daemon_main; daemon_main()"]
+#: An installed xencolod has its bytecode; one of the clone makes it at the first start, if it may.
+_INSTALLED = {name: v for name, v in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 #: Seconds for anything to come about.
 DEADLINE = 240.0
 
@@ -78,7 +80,7 @@ class Daemon:
                 self._process = subprocess.Popen(
                     [*_PROGRAM, "--config", str(config), "--xenstore", str(xenstored)],
                     stdout=log,
-                    env=os.environ | {"NOTIFY_SOCKET": str(notify)},
+                    env=_INSTALLED | {"NOTIFY_SOCKET": str(notify)},
                 )
             while b"READY=1" not in self._told(manager):
                 pass

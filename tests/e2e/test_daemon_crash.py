@@ -310,6 +310,17 @@ class TestXenstoredEnds:
         assert len(host.qemus()) == 2
         assert not host.events("qemu.ending", since=mark)
 
+    def test_one_that_is_emptied_under_the_connections(self, host: Host) -> None:
+        host.start()
+        _, pid = host.running(5)
+        mark = host.mark()
+        host.store.delete("/local/domain/0/xencolod")
+        host.store.destroy(5)
+        host.event("xenstore.empty", since=mark)
+        host.barrier()
+        assert host.qemus(5) == [pid]
+        assert not host.events("qemu.ending", since=mark)
+
     def test_one_that_is_full_again_before_the_daemon_looks(
         self, host: Host, xenstored: Server
     ) -> None:
