@@ -210,26 +210,30 @@ class Store:
 
         self.together(change)
 
-    def attach(self, disk: Disk, *, role: str | None = None) -> None:
-        """Write the nodes of a disk as libxl 4.17 does."""
+    def attach(self, *disks: Disk, role: str | None = None) -> None:
+        """Write the nodes of disks as libxl 4.17 does, but all at once."""
 
         def change() -> None:
-            self.write(f"{disk.libxl}/frontend", disk.frontend)
-            self.write(f"{disk.libxl}/backend", disk.backend)
-            self.write(disk.frontend, "")
-            self.permit(disk.frontend, f"n{disk.domid}", "r0")
-            self.write(f"{disk.frontend}/backend", disk.backend)
-            self.write(f"{disk.frontend}/state", "1")
-            self.write(disk.backend, "")
-            self.permit(disk.backend, "n0", f"r{disk.domid}")
-            for directory in (disk.backend, disk.libxl):
-                for name, value in disk.nodes.items():
-                    self.write(f"{directory}/{name}", value)
-            self.write(f"{disk.backend}/frontend", disk.frontend)
-            if role:
-                self.write(f"/libxl/{disk.domid}/colo/role", role)
+            for disk in disks:
+                self._describe(disk)
+                if role:
+                    self.write(f"/libxl/{disk.domid}/colo/role", role)
 
         self.together(change)
+
+    def _describe(self, disk: Disk) -> None:
+        self.write(f"{disk.libxl}/frontend", disk.frontend)
+        self.write(f"{disk.libxl}/backend", disk.backend)
+        self.write(disk.frontend, "")
+        self.permit(disk.frontend, f"n{disk.domid}", "r0")
+        self.write(f"{disk.frontend}/backend", disk.backend)
+        self.write(f"{disk.frontend}/state", "1")
+        self.write(disk.backend, "")
+        self.permit(disk.backend, "n0", f"r{disk.domid}")
+        for directory in (disk.backend, disk.libxl):
+            for name, value in disk.nodes.items():
+                self.write(f"{directory}/{name}", value)
+        self.write(f"{disk.backend}/frontend", disk.frontend)
 
     def detach(self, disk: Disk) -> None:
         """Remove the nodes of a disk."""

@@ -195,8 +195,7 @@ class Member(Host):
                     Path(disk.nodes[node]).unlink()  # too short: the daemon makes them
             made.append(disk)
         self.disks += made
-        for disk in made:  # at once, so that its QEMU has them all from the start
-            self.store.attach(disk, role=role)
+        self.store.attach(*made, role=role)  # so that its QEMU has them all from the start
 
     def serve_here(self) -> None:
         """Let its disks' colo-host be its own address, where all addresses are one machine's."""

@@ -322,8 +322,8 @@ class Fragile(Member):
             self.disks.append(disk)
             data = b"".join(bytes([unit]) * UNIT for unit in content[devid])
             Path(disk.image).write_bytes(data)
-        for disk in self.disks:
-            self.store.attach(disk, role=role)
+        # At once: a QEMU that began with one of them would be started anew.
+        self.store.attach(*self.disks, role=role)
 
     def destroy(self) -> None:
         """Destroy the domain, and wait until nothing is left of it."""
