@@ -1,6 +1,7 @@
 """Bad input and faults around the life of a replicated disk: each is said, and has a way out."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,25 @@ def test_a_peer_that_does_not_fit(two: list[Member], tmp_path: Path) -> None:
     a.start()
     until(lambda: (a.colo("error") or "") and a.colo("state") == "standalone", "plain to TLS")
     assert not a.events("resync.started")
+
+
+def test_keys_that_are_replaced_while_a_secondary_listens(
+    two: list[Member], tmp_path: Path
+) -> None:
+    a, b = two
+    path = tmp_path / "keys.pem"
+    keys(path)
+    for member in two:
+        member.set(link={"unencrypted_and_unauthenticated": False, "keys": str(path)})
+    listening(b)
+    path.unlink()
+    keys(path)
+    b.signal(signal.SIGHUP)
+    b.event("daemon.reloaded")
+    a.start()
+    a.add(peer=b)
+    for member in two:
+        member.is_("replicating")
 
 
 def test_a_disk_that_was_made_to_fit(two: list[Member]) -> None:

@@ -121,10 +121,10 @@ def test_a_secondary_listens(two: list[Member]) -> None:
     caller.close()
 
     mark = b.mark()
+    caller = Caller(b)
+    caller.hello()
+    caller("prepare", session=SESSION, assume_equal=False)
     with frozen(b.qemu(DOMID)):
-        caller = Caller(b)
-        caller.hello()
-        caller("prepare", session=SESSION, assume_equal=False)
         caller.send("start", session=SESSION)
         b.is_("failed")
         b.store.write(f"{COLO.removesuffix('/colo')}/type", "pv")
