@@ -97,7 +97,7 @@ class Answering:
         self._peer = peer
         performer.peer_generation = hello.generation
         await self._agree(hello)
-        disk, record = performer.disks[0], performer.known
+        disk, record = performer.first, performer.known
         return link.Welcome(
             generation=record.generation,
             state=owner.place.state.value,
