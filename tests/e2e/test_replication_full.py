@@ -129,7 +129,7 @@ def test_a_failover_is_of_the_disks_that_qemu_has(two: list[Member], small: Path
     (disk,) = b.disks
     for directory in (disk.backend, disk.libxl):
         b.store.write(f"{directory}/active-disk", f"{small}/another.qcow2")
-    b.is_("outdated")
+    b.says("the nodes describe other drives than QEMU has")
     assert b.command("failover").startswith("failover failed: QEMU could not write into the disk")
     (chain,) = b.record["unfinished"]
     assert chain["active"] == disk.nodes["active-disk"]

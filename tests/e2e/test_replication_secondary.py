@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.e2e.host import SDA, XVDA, end, until
+from tests.e2e.host import SDA, SDB, XVDA, end, until
 from tests.e2e.site import (
     COLO,
     DOMID,
@@ -592,6 +592,24 @@ def test_a_forced_failover_has_a_generation_of_its_own(two: list[Member]) -> Non
     b.command(f"resync to={a.address}")
     b.is_("failed")
     b.says("another host is the primary of generation 3")
+
+
+def test_a_disk_that_is_added_does_not_cost_the_last_checkpoint(two: list[Member]) -> None:
+    a, b = two
+    replicating(a, b)
+    a.guest.write(XVDA, 0x11, "0", "256k")
+    a.command("checkpoint")
+    pid = b.qemu(DOMID)
+    a.lose()
+    b.is_("degraded")
+    b.store.attach(b.disk(DOMID, "sdb", SDB, colo=False))
+    b.says("QEMU has the last checkpoint of a primary that was lost")
+    assert b.colo("state") == "degraded"
+    assert b.qemu(DOMID) == pid
+    assert b.command("failover") == "failover done generation 2"
+    until(lambda: b.qemus(DOMID) not in ([], [pid]), "the QEMU of the promoted gets the disk")
+    b.is_("promoted")
+    assert b.guest.holds(XVDA, 0x11, "0", "256k")
 
 
 def test_a_secondarys_disk_is_not_given_to_a_guest_as_a_plain_one(two: list[Member]) -> None:
