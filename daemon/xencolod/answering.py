@@ -97,7 +97,7 @@ class Answering:
         self._peer = peer
         performer.peer_generation = hello.generation
         await self._agree(hello)
-        disk, record = performer.disks[0], performer.known
+        disk, record = performer.first, performer.known
         return link.Welcome(
             generation=record.generation,
             state=owner.place.state.value,
@@ -155,9 +155,13 @@ class Answering:
             await self._asked(Event.PEER_AGREES)
 
     async def _is_sound(self) -> bool:
-        """Whether QEMU has no complaint; one that hangs has, and a new session will replace it."""
+        """Whether QEMU serves the disks and has no complaint; one that hangs is replaced for a new session.
+
+        A failover that went no further has taken the exports down, which the primary sees at its next write.
+        """
+        blocks = self._performer.secondary
         try:
-            return not await self._performer.either.fault()
+            return await blocks.serves() and not await blocks.fault()
         except QmpClosed:
             return False
 

@@ -156,6 +156,16 @@ class Group:
         return kind(self.qmp, self.disks, self._form, timeout=timeout, credentials=credentials)
 
     @property
+    def first(self) -> Disk:
+        """The first disk, whose host and port are those of all.
+
+        :raises ReplicationError: there is none any more.
+        """
+        if not self.disks:
+            raise ReplicationError("the domain has no COLO disk any more")
+        return self.disks[0]
+
+    @property
     def primary(self) -> PrimaryBlocks:
         """The domain's QEMU as a primary's.
 

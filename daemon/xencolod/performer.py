@@ -154,7 +154,7 @@ class Performer(Group):
     # -- secondary ---------------------------------------------------------------------------------
 
     async def _serve(self) -> None:
-        disk = self.disks[0]
+        disk = self.first
         blocks = self.blocks(SecondaryBlocks, self.host.credentials())
         host = disk.colo_host or ""
         # The colo-host of a primary of before is the other host's address still.

@@ -57,6 +57,13 @@ _UNKNOWN = (
 )
 
 
+#: To fill in: the domid.
+_HELD = (
+    "the nodes describe other drives than QEMU has, and QEMU has the last checkpoint of a primary that was "
+    "lost: take over with it first (xencolo failover {}), or let the primary come back"
+)
+
+
 class Seen(NamedTuple):
     """What the reconciler saw of the domain last.
 
@@ -132,6 +139,16 @@ class Replicator:
     def peer(self) -> str | None:
         """The other side: of a primary whom it reaches for, of a secondary who speaks to it now."""
         return self.reach.peer if self.place.role is Role.PRIMARY else self.answering.peer
+
+    @property
+    def holds_checkpoint(self) -> bool:
+        """Whether its QEMU has, or is taking over with, the last checkpoint of a primary that was lost."""
+        role, state = self.place
+        record = self.performer.record
+        in_sync = record is not None and record.in_sync
+        return role is Role.SECONDARY and (
+            state is _S.FAILING_OVER or (state is _S.DEGRADED and in_sync)
+        )
 
     def changed(self) -> None:
         """Have the reconciler look at the domain again, and what is published with it."""
@@ -219,6 +236,8 @@ class Replicator:
             else None,
         )
         status = status._replace(replication=replication)
+        if status.state is _S.OUTDATED and self.holds_checkpoint:
+            return status._replace(state=self.place.state, error=_HELD.format(self.domid))
         if status.state not in _COVERED and self.place.state is not _S.FAILING_OVER:
             return status
         if status.state is _S.RUNNING and status.error and self.seen and not self.seen.qmp:

@@ -76,8 +76,7 @@ class SecondaryBlocks(Blocks):
         :raises QmpCommandError: the port is taken ("Failed to find an available port"), the host is not
             one of this machine's, the credentials can't be used.
         """
-        exported = len(await self._exported()) == len(self._disks)
-        if exported and await self._has_credentials("server"):
+        if await self.serves() and await self._has_credentials("server"):
             return
         # a server without exports can't be seen
         await self.unserve()
@@ -86,6 +85,10 @@ class SecondaryBlocks(Blocks):
         except QmpCommandError:
             await self.unserve()
             raise
+
+    async def serves(self) -> bool:
+        """Whether every disk is exported."""
+        return len(await self._exported()) == len(self._disks)
 
     async def _serve(self, host: str, port: int) -> None:
         address = {"type": "inet", "data": {"host": host, "port": str(port)}}

@@ -1,5 +1,6 @@
 """What a domain's replication does between two events, state by state."""
 
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ class Watching:
         self._to_prepare: Launch | None = None
         self._prepared: Launch | None = None
         self._failures = 0
-        self._checkpoint_at: float | None = None
+        self._checkpoint_at = -math.inf
         self._progress_at = 0.0
         self._activities: Mapping[Place, Callable[[], Awaitable[None]]] = {
             Place(Role.PRIMARY, _S.LAUNCHING): self._begin,
@@ -204,31 +205,35 @@ class Watching:
             emit(self._owner.log, "resync.progress", done=done, total=total, rate=rate, left=left)
 
     async def _keep_primary(self) -> None:
-        """Keep an eye on the status, and take a checkpoint at each interval.
-
-        One that comes late does not bring the next one forward.
-        """
-        interval = self._performer.host.settings.config.replication.checkpoint_interval
-        if not interval:
-            await self._keep_status()
-            return
-        if self._checkpoint_at is None or self._checkpoint_at < trio.current_time() - interval:
-            self._checkpoint_at = trio.current_time() + interval
-        await self._keep_status(until=self._checkpoint_at)
+        """Keep an eye on the status, and take a checkpoint at each interval."""
+        await self._keep_status(self._next_checkpoint)
         if not self._owner.queued:
-            self._checkpoint_at += interval
+            self._checkpoint_at += (
+                self._performer.host.settings.config.replication.checkpoint_interval
+            )
             self._owner.push(Event.CHECKPOINT)
 
-    async def _keep_status(self, until: float = float("inf")) -> None:
+    def _next_checkpoint(self) -> float:
+        """Return when the next one is due, on trio's clock; one that comes late does not bring it forward."""
+        now = trio.current_time()
+        interval = self._performer.host.settings.config.replication.checkpoint_interval
+        if not interval:
+            self._checkpoint_at = -math.inf
+            return math.inf
+        if not now - interval <= self._checkpoint_at <= now + interval:
+            self._checkpoint_at = now + interval
+        return self._checkpoint_at
+
+    async def _keep_status(self, until: Callable[[], float] = lambda: math.inf) -> None:
         """Look at QEMU's replication status, at times and when QEMU says that something broke.
 
-        :param until: on trio's clock.
+        :param until: on trio's clock; asked each time, for a reload may change it.
         """
         self._failures = 0
-        poll = self._performer.host.settings.config.replication.poll
-        while (now := trio.current_time()) < until:
+        while (now := trio.current_time()) < (end := until()):
             await self._performer.check()
-            await self._wait_alarm(min(poll, until - now))
+            poll = self._performer.host.settings.config.replication.poll
+            await self._wait_alarm(min(poll, end - now))
 
     async def _await_primary(self) -> None:
         """Give up a session whose primary stays away: its checkpoint can outlive this QEMU then."""

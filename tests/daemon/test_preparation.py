@@ -1,15 +1,26 @@
 """What a domain's record adds to its nodes."""
 
+from typing import cast
+
 import msgspec
+import pytest
+import structlog
 
 from tests.rigs.disks import COLO
 from xencolo.device import Device
 from xencolo.disk import Role
 from xencolo.drives import Form, domain_drives
+from xencolo.errors import XencoloError
 from xencolo.paths import DevicePaths
 from xencolo.plan import Domain, Launch, Machine, Phase, Policy, plan
 from xencolo.record import Record, chain_of
+from xencolo.replication import Action
+from xencolod.config import parse
+from xencolod.hub import Hub
+from xencolod.performer import Performer
 from xencolod.preparation import NO_PRIMARY, as_recorded
+from xencolod.supervisor import Settings
+from xencolod.xenstore import Client
 
 UUID = "6b0e5f0a-0000-4000-8000-000000000001"
 DEVICES = {COLO.devid: Device(DevicePaths(5, COLO.devid), COLO, True)}
@@ -56,3 +67,13 @@ def test_a_record_of_another_domain_says_nothing() -> None:
     other = msgspec.structs.replace(PROMOTED, uuid=UUID.replace("1", "2"))
     assert as_recorded(PRIMARY, other, LAUNCH) == PRIMARY
     assert as_recorded(PRIMARY._replace(uuid=None), STARTED, LAUNCH) == PRIMARY._replace(uuid=None)
+
+
+async def test_what_is_asked_of_a_group_without_disks_is_refused() -> None:
+    """Its domain may be destroyed while something waits for QEMU or for the disk."""
+    config = parse(b"", name="test", xen=False)
+    hub = Hub(cast(Client, None), Settings(config, xen=False, log=structlog.get_logger()))
+    performer = Performer(5, hub, lambda: None)
+    for action in (Action.SERVE, Action.CONNECT, Action.FAILOVER):
+        with pytest.raises(XencoloError):
+            await performer.perform(action)

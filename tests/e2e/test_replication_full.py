@@ -129,7 +129,7 @@ def test_a_failover_is_of_the_disks_that_qemu_has(two: list[Member], small: Path
     (disk,) = b.disks
     for directory in (disk.backend, disk.libxl):
         b.store.write(f"{directory}/active-disk", f"{small}/another.qcow2")
-    b.is_("outdated")
+    b.says("the nodes describe other drives than QEMU has")
     assert b.command("failover").startswith("failover failed: QEMU could not write into the disk")
     (chain,) = b.record["unfinished"]
     assert chain["active"] == disk.nodes["active-disk"]
@@ -234,3 +234,24 @@ def test_a_guest_stands_where_it_cannot_be_recorded_that_it_has_to(
     until(lambda: record(small)["superseded_by"] == 2, "it is recorded")
     assert status()["status"] == "paused"
     a.says("another host is the primary of generation 2")
+
+
+def test_no_session_goes_on_after_a_failover_that_could_not_be_recorded(
+    two: list[Member], small: Path
+) -> None:
+    """Its exports are down by then: nothing that the primary's guest writes would arrive."""
+    a, b = two
+    b.set(daemon={"state_directory": str(small)})
+    replicating(a, b)
+    session = a.colo("session")
+    a.kill()
+    b.is_("degraded")
+    fill(small)
+    assert "No space left on device" in b.command("failover")
+    (small / "filler").unlink()
+    b.is_("degraded")
+    a.start()
+    for member in two:
+        member.is_("replicating")
+    assert a.colo("session") != session
+    assert len(b.guest("query-block-exports")) == 2

@@ -401,6 +401,23 @@ def test_checkpoints_at_an_interval(two: list[Member]) -> None:
     assert abs(int(times) - time.time()) < 10
 
 
+def test_an_interval_that_is_configured_while_it_replicates(two: list[Member]) -> None:
+    a, b = two
+    replicating(a, b)
+    for interval, taken in ((0.2, True), (0, False), (3600, False), (0.2, True)):
+        a.set(replication={"checkpoint_interval": interval})
+        mark = a.mark()
+        a.signal(signal.SIGHUP)
+        a.event("daemon.reloaded", since=mark)
+        time.sleep(0.5)  # one of before may be under way
+        mark = a.mark()
+        if taken:
+            a.event("checkpoint.done", since=mark)
+        else:
+            time.sleep(1)
+            assert not a.events("checkpoint.done", since=mark)
+
+
 @pytest.mark.walks(
     *("primary standalone action-failed", "primary failed action-failed", "primary failed refused"),
     *("primary failed retry", "primary launching action-failed", "primary degraded action-failed"),

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.e2e.host import SDA, XVDA, argv_of, end, until
+from tests.e2e.host import SDA, SDB, XVDA, argv_of, end, until
 from tests.e2e.site import (
     COLO,
     DOMID,
@@ -121,10 +121,10 @@ def test_a_secondary_listens(two: list[Member]) -> None:
     caller.close()
 
     mark = b.mark()
+    caller = Caller(b)
+    caller.hello()
+    caller("prepare", session=SESSION, assume_equal=False)
     with frozen(b.qemu(DOMID)):
-        caller = Caller(b)
-        caller.hello()
-        caller("prepare", session=SESSION, assume_equal=False)
         caller.send("start", session=SESSION)
         b.is_("failed")
         b.store.write(f"{COLO.removesuffix('/colo')}/type", "pv")
@@ -625,6 +625,24 @@ def test_both_hosts_were_made_secondary(two: list[Member]) -> None:
     end(a.qemu(DOMID))
     a.is_("listening")
     assert "may be part of a resync" in a.command("failover")
+
+
+def test_a_disk_that_is_added_does_not_cost_the_last_checkpoint(two: list[Member]) -> None:
+    a, b = two
+    replicating(a, b)
+    a.guest.write(XVDA, 0x11, "0", "256k")
+    a.command("checkpoint")
+    pid = b.qemu(DOMID)
+    a.lose()
+    b.is_("degraded")
+    b.store.attach(b.disk(DOMID, "sdb", SDB, colo=False))
+    b.says("QEMU has the last checkpoint of a primary that was lost")
+    assert b.colo("state") == "degraded"
+    assert b.qemu(DOMID) == pid
+    assert b.command("failover") == "failover done generation 2"
+    until(lambda: b.qemus(DOMID) not in ([], [pid]), "the QEMU of the promoted gets the disk")
+    b.is_("promoted")
+    assert b.guest.holds(XVDA, 0x11, "0", "256k")
 
 
 def test_a_secondarys_disk_is_not_given_to_a_guest_as_a_plain_one(two: list[Member]) -> None:
