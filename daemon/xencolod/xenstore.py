@@ -37,9 +37,9 @@ from xencolod.connection import Answer, Connection, connect
 
 T = TypeVar("T")
 
-#: From this many requests on, a spread batch is worth more than one connection: xenstored serves one request
-#: of each in turn, and in a flood each turn has one of the flood's.
-_SPREAD_MIN = 16
+#: A connection is worth so many requests of a spread batch. xenstored serves one of each in turn, and in a
+#: flood each turn has one of the flood's; but each connection is a turn of the loop here as well.
+_SPREAD_MIN = 8
 #: More distinct paths than this in a watch fall together into its roots: memory stays bounded
 #: (XSA-326).
 _WATCH_PATHS_MAX = 10_000
@@ -176,8 +176,7 @@ class Client:
         :raises ConnectionLost: there is no connection.
         """
         readers = self._readers()
-        if len(batch) < _SPREAD_MIN:
-            del readers[1:]
+        del readers[max(1, len(batch) // _SPREAD_MIN) :]
         size = -(-len(batch) // len(readers))
         parts = [(c, c.submit(batch[i * size : (i + 1) * size])) for i, c in enumerate(readers)]
 
