@@ -133,7 +133,8 @@ class Replication(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     assume_equal: Annotated[
         bool,
         "Do not copy the disks before a domain replicates for the first time: whoever sets this knows "
-        "that both hosts' are the same then, whatever the guest has written until its secondary came.",
+        "that both hosts' are the same then. They are copied all the same once its guest has written, its "
+        "QEMU was started again, or it has replicated.",
     ] = False
     resync_speed: Annotated[
         Annotated[int, Meta(ge=0, le=1 << 20)],

@@ -176,6 +176,12 @@ _EVENTS = (
         "The disks are being copied to the secondary; bytes.",
     ),
     Event(
+        "resync.needed",
+        "warning",
+        ("peer", "reason"),
+        "Somebody said that the disks are equal, and they are not: they are copied.",
+    ),
+    Event(
         "resync.skipped",
         "warning",
         ("peer", "generation"),

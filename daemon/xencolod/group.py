@@ -84,6 +84,8 @@ class Group:
     :ivar qmp: to its QEMU, None while there is none to talk to.
     :ivar link: to the secondary's daemon, None while there is none.
     :ivar nbd: where the secondary's NBD server is.
+    :ivar equal_at: somebody said, when the guest had made so many writes, that both hosts' disks are equal.
+    :ivar fresh: the record was begun here, and no QEMU has run with it yet.
     :ivar session: the replication session that this side is in or about to begin.
     :ivar ended: the session that was given up last.
     :ivar number: of the last checkpoint in the session.
@@ -98,7 +100,8 @@ class Group:
         self.qmp: Qmp | None = None
         self.link: Link | None = None
         self.nbd: tuple[str, int] | None = None
-        self.assume_equal = False
+        self.equal_at: int | None = None
+        self.fresh = False
         self.peer_generation: int | None = None
         self.session: str | None = None
         self.number = self.asked_number = 0
@@ -138,8 +141,8 @@ class Group:
         """Forget the guest that had the domid before."""
         self.record, self._saved, self._noted, self.disks = None, None, {}, ()
         self.session = self.checkpoint_time = self.resync = self.nbd = None
-        self.peer_generation = self.ended = None
-        self.number, self.assume_equal = 0, False
+        self.peer_generation = self.ended = self.equal_at = None
+        self.number, self.fresh = 0, False
 
     def begin(self) -> None:
         """Note that a step begins."""
@@ -195,10 +198,22 @@ class Group:
         return self.qmp is not None and self.qmp.closed
 
     @property
-    def assumes_equal(self) -> bool:
+    def said_equal(self) -> bool:
         """Whether somebody said, for this time or for the first, that both hosts' disks are equal."""
-        configured = self.host.settings.config.replication.assume_equal
-        return self.assume_equal or (configured and not self.known.diverged)
+        return self.equal_at is not None or self.host.settings.config.replication.assume_equal
+
+    async def doubt(self) -> str | None:
+        """Return why a primary's disks and its secondary's may differ, whoever said that they are equal.
+
+        :raises QmpError: QEMU can't be asked.
+        """
+        if self.equal_at is None and self.known.diverged:
+            return "the domain has replicated or taken over before"
+        if self.equal_at is None and self.known.relaunched:
+            return "its QEMU has run before, and what its guest wrote then is not known"
+        if await self.primary.writes() != (self.equal_at or 0):
+            return "its guest has written meanwhile"
+        return None
 
     @property
     def superseded(self) -> str | None:
@@ -260,8 +275,9 @@ class Group:
         )
 
     def measure_anew(self) -> None:
-        """Forget how long the disks are: under a QEMU they stay so, between two they may be resized."""
+        """Forget what was so under the QEMU of before: the disks may be resized between two."""
         self._lengths.clear()
+        self.equal_at = None
 
     async def _length(self, disk: Disk) -> int:
         key = disk.pdev_path or "", disk.format

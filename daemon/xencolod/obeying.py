@@ -200,7 +200,7 @@ async def _resync(owner: "Replicator", command: Command) -> str:
     await performer.save(peer=command.to or performer.known.peer, detached=False)
     if owner.reach.address is None:
         raise CommandError("no node names the other host of a promoted domain: say to=HOST")
-    performer.assume_equal = command.assume_equal
+    performer.equal_at = await performer.primary.writes() if command.assume_equal else None
     owner.reach.hang_up()
     owner.reach.hurry()
     return f"reaching for {owner.reach.peer}"

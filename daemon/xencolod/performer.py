@@ -110,7 +110,7 @@ class Performer(Group):
 
     async def _prepare_peer(self) -> None:
         self.session, self.number, self.checkpoint_time = secrets.token_hex(8), 0, None
-        await self.ask(peer.Prepare(self.session, assume_equal=self.assume_equal))
+        await self.ask(peer.Prepare(self.session, assume_equal=self.equal_at is not None))
 
     async def _connect(self) -> None:
         if self.nbd is None:
@@ -127,7 +127,10 @@ class Performer(Group):
         await self.primary.finish_mirror()
 
     async def _start_peer(self) -> None:
-        self.assume_equal = False  # from here on they may differ
+        # Copied, they are equal whatever was said of them; else the guest stands, and has not written since.
+        if self.resync is None and (doubt := await self.doubt()):
+            raise ReplicationError(f"the disks are to be copied after all: {doubt}")
+        self.equal_at = None  # from here on they may differ
         # Before the secondary records that it holds a checkpoint of this primary.
         await self.save(diverged=True)
         await self.ask(peer.Start(self._session()))

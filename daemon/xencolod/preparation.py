@@ -4,6 +4,7 @@ from msgspec.structs import replace
 
 from xencolo.disk import Role
 from xencolo.errors import ImageError, RecordError, ReplicationError
+from xencolo.observed import is_superseded
 from xencolo.paths import colo_path
 from xencolo.plan import Domain, Launch
 from xencolo.record import NO_CHECKPOINT, Record, Settled, latest_generation
@@ -88,6 +89,7 @@ async def load_record(performer: Performer, view: Domain, role: Role) -> None:
     if record is None:
         record = Record(uuid=uuid, name=view.name, role=role, generation=1)
         await performer.host.records.save(record)
+        performer.fresh = True
     performer.recall(record)
     if settled := record.settled:
         performer.number, performer.checkpoint_time = settled.number, settled.seconds
@@ -101,6 +103,8 @@ async def assume_role(performer: Performer, role: Role) -> bool:
     :raises XenstoreError: xenstored failed.
     """
     if performer.known.role is role:
+        if role is Role.PRIMARY and not performer.fresh:
+            await performer.save(relaunched=True)
         return True
     if role is Role.PRIMARY:
         raise ReplicationError(NO_PRIMARY)
@@ -110,7 +114,7 @@ async def assume_role(performer: Performer, role: Role) -> bool:
     # The operator has made the primary of before a secondary.
     await performer.save(
         role=role,
-        own=performer.known.superseded_by is None,
+        own=not is_superseded(performer.known),
         generation=latest_generation(performer.known),
         **NO_CHECKPOINT,
         **dict.fromkeys(("promoted", "detached", "spoiled"), False),

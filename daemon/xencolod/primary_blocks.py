@@ -128,6 +128,15 @@ class PrimaryBlocks(Blocks):
         ours = [instance for instance in known if instance.get("node-name") in names]
         await self._qmp.execute("yank", {"instances": ours}, timeout=self._timeout, oob=True)
 
+    async def writes(self) -> int:
+        """Return how many writes the guest has made to the disks since QEMU started."""
+        tops = {self._top(devid) for devid in self._disks}
+        return sum(
+            entry["stats"]["wr_operations"] + entry["stats"]["unmap_operations"]
+            for entry in await self._do("query-blockstats")
+            if tops & {entry.get("node-name"), entry.get("device")}
+        )
+
     # -- mirroring --------------------------------------------------------------------------------
 
     async def mirror(self, speed: int) -> None:

@@ -146,7 +146,7 @@ class Reach:
             if welcomed:
                 self._lost(error)
             else:  # the guest writes on, and whenever the peer comes, the disks are not equal any more
-                self._performer.assume_equal = False
+                self._performer.equal_at = None
         finally:
             self._performer.link = None
 
@@ -171,7 +171,10 @@ class Reach:
             raise LinkClosed(f"{type(welcome).__name__} is no answer to a hello")
         performer.link, performer.nbd = link, (host, welcome.port)
         self.error, self._lost_at = None, None
-        means = met(performer.session, welcome, equal=performer.assumes_equal)
+        doubt = await performer.doubt() if performer.said_equal else None
+        means = met(performer.session, welcome, equal=performer.said_equal and not doubt)
+        if doubt and means is Event.PEER_READY:
+            emit(self._log, "resync.needed", peer=self.peer, reason=doubt)
         # No welcome outlives its link, and none is another host's.
         self._owner.push(means, void=lambda: performer.link is not link)
 

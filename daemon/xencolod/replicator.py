@@ -128,6 +128,7 @@ class Replicator:
         if qmp is self._given:
             return
         if self.performer.qmp:
+            self.performer.fresh = False
             self.push(Event.QEMU_GONE)
         elif qmp and self.place.state is _S.FAILED:
             # What forbids to replicate may ask something of this QEMU too.
@@ -408,7 +409,7 @@ class Replicator:
 
     def qemu_lost(self) -> None:
         """Note that the connection to QEMU has ended, without waiting for the reconciler to see it."""
-        self.performer.qmp = None
+        self.performer.qmp, self.performer.fresh = None, False
         self._queue.put_first(Occurrence(Event.QEMU_GONE))
 
     def _move(self, place: Place, occurrence: Occurrence) -> None:

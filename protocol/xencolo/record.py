@@ -80,6 +80,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     :ivar detached: by the operator's command: the other host is not to be reached.
     :ivar diverged: a primary that has replicated once, or took over: no secondary's disks are known to be
         equal to its own any more, whatever the configuration says of the first start.
+    :ivar relaunched: a primary whose QEMU is not its first: what its guest wrote before is not known.
     """
 
     uuid: Uuid
@@ -93,6 +94,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     peer: str | None = None
     detached: bool = False
     diverged: bool = False
+    relaunched: bool = False
     settled: Settled | None = None
     own: bool = False
     spoiled: bool = False

@@ -164,6 +164,7 @@ def test_the_disk_of_a_primary_is_on_a_full_file_system(two: list[Member], small
     a.serve_here()
     a.store.write(f"{COLO}/role", "secondary")
     a.is_("listening")
+    assert not a.record["own"], "a write is not in it"
     b.command(f"resync to={a.address}")
     for member in two:
         member.is_("replicating")

@@ -287,7 +287,9 @@ def test_a_primary_alone(two: list[Member]) -> None:
 
     mark = a.mark()
     end(b.qemu(DOMID))
-    a.event("resync.started", since=mark)  # what was equal at the first start is not now
+    reason = "the domain has replicated or taken over before"
+    a.event("resync.needed", since=mark, reason=reason)
+    a.event("resync.started", since=mark)
     a.is_("replicating")
     mark = a.mark()
     b.stop()
@@ -647,3 +649,75 @@ def test_disks_are_not_equal_any_more_when_the_peer_comes_later(two: list[Member
         member.is_("replicating")
     assert a.events("resync.started")
     assert b.guest.holds(XVDA, 0x11, "0", "256k")
+
+
+def written(a: Member, pattern: int) -> None:
+    """Write as the guest's devices do, which QEMU counts."""
+    assert not a.guest.io(XVDA, f"aio_write -P {pattern:#x} 0 256k")
+    assert not a.guest.io(XVDA, "aio_flush")
+
+
+@pytest.mark.parametrize("since", ["nothing", "a write", "another QEMU", "another daemon"])
+def test_what_is_configured_as_equal_is_copied_if_it_is_not(two: list[Member], since: str) -> None:
+    a, b = two
+    a.set(replication={"assume_equal": True})
+    a.start()
+    a.add(peer=b)
+    a.is_("standalone")
+    if since == "a write":
+        written(a, 0x11)
+    elif since == "another QEMU":
+        a.guest.write(XVDA, 0x11, "0", "256k")
+        end(a.qemu(DOMID))
+        a.is_("standalone")
+    elif since == "another daemon":
+        a.stop()
+        written(a, 0x11)
+        a.start()
+    listening(b)
+    for member in two:
+        member.is_("replicating")
+    needed = [event["reason"] for event in a.events("resync.needed")]
+    why = {
+        "a write": "its guest has written meanwhile",
+        "another QEMU": "its QEMU has run before, and what its guest wrote then is not known",
+        "another daemon": "its guest has written meanwhile",
+    }
+    if since == "nothing":
+        assert needed == a.events("resync.started") == []
+        a.event("resync.skipped")
+    else:
+        assert needed[:1] == [why[since]]
+        assert a.events("resync.started")
+        assert b.guest.holds(XVDA, 0x11, "0", "256k")
+
+
+def test_what_is_said_to_be_equal_holds_till_the_guest_writes(two: list[Member]) -> None:
+    a, b = two
+    replicating(a, b)
+    assert a.command("detach") == "detach done"
+    b.is_("listening")
+    with frozen(b.pid):
+        mark = a.mark()
+        assert a.command("resync assume-equal").startswith("resync done")
+        written(a, 0x22)
+    a.event("resync.needed", since=mark, reason="its guest has written meanwhile")
+    a.event("resync.done", since=mark)
+    assert b.guest.holds(XVDA, 0x22, "0", "256k")
+
+
+def test_the_guest_writes_while_equal_disks_are_connected(two: list[Member]) -> None:
+    a, b = two
+    replicating(a, b)
+    assert a.command("detach") == "detach done"
+    b.is_("listening")
+    mark = a.mark()
+    with frozen(b.qemu(DOMID)):
+        assert a.command("resync assume-equal").startswith("resync done")
+        a.walks("primary standalone peer-equal", since=mark)
+        written(a, 0x33)
+    a.event("replication.failed", since=mark, action="ask the peer to start replication")
+    a.event("resync.started", since=mark)
+    for member in two:
+        member.is_("replicating")
+    assert b.guest.holds(XVDA, 0x33, "0", "256k")

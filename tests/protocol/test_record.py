@@ -54,10 +54,11 @@ WRITTEN = b"""\
   "peer": null,
   "detached": false,
   "diverged": false,
+  "relaunched": false,
   "settled": null,
   "own": false,
   "spoiled": false,
-  "checksum": "sha256:0f5b0f1184f6b7594ecadc6c0d0ca861d4dda1bc8a5e57e633726f0235394df8"
+  "checksum": "sha256:e23d388a1576fe8ab29cd6392ebcf018b5cdbd9711de65e5c07ee71aa16a9e00"
 }
 """
 
