@@ -33,12 +33,16 @@ _STRANGER = (
 
 
 class Answering:
-    """The secondary's end of the link, for one domain."""
+    """The secondary's end of the link, for one domain.
+
+    :ivar last_peer: where its primary's daemon spoke from last, None if it has not since this one started.
+    """
 
     def __init__(self, owner: "Replicator") -> None:
         self._owner = owner
         self._performer = owner.performer
         self._peer: Peer | None = None
+        self.last_peer: str | None = None
         self._answers: Mapping[type, Callable[[Any], Awaitable[link.Reply]]] = {
             link.Prepare: self._prepare,
             link.Start: self._start,
@@ -94,7 +98,7 @@ class Answering:
             return refused
         if self._peer and self._peer is not peer:
             self._peer.close("another connection has spoken for this domain since")
-        self._peer = peer
+        self._peer, self.last_peer = peer, peer.address
         performer.peer_generation = hello.generation
         await self._agree(hello)
         disk, record = performer.first, performer.known

@@ -170,7 +170,8 @@ class Failover(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     command: Annotated[
         tuple[Text, ...],
         "The fencing command, each word an item; XENCOLO_DOMID, XENCOLO_NAME, XENCOLO_UUID, "
-        "XENCOLO_GENERATION and XENCOLO_PEER are in its environment.",
+        "XENCOLO_GENERATION and XENCOLO_PEER are in its environment: the address that the primary's daemon "
+        "spoke from last, empty if it has not since this one started.",
     ] = ()
     after: Annotated[
         Seconds,

@@ -34,14 +34,15 @@ async def fence(owner: "Replicator") -> bool:
         why = "the disks hold no checkpoint of the primary, so there is nothing to take over with"
         emit(owner.log, "failover.fencing_failed", command=command, error=why)
         return False
-    emit(owner.log, "failover.fencing", command=command, peer=owner.answering.peer)
+    peer = owner.answering.last_peer
+    emit(owner.log, "failover.fencing", command=command, peer=peer)
     environment = {
         "XENCOLO_DOMID": str(owner.domid),
         # No variable can hold a NUL.
         "XENCOLO_NAME": "".join(filter(str.isprintable, record.name)),
         "XENCOLO_UUID": record.uuid,
         "XENCOLO_GENERATION": str(record.generation),
-        "XENCOLO_PEER": owner.answering.peer or "",
+        "XENCOLO_PEER": peer or "",
     }
     why = f"it did not end within {config.timeout:g} s"
     with trio.move_on_after(config.timeout):

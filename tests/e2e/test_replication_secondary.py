@@ -441,7 +441,7 @@ def test_the_fencing_command_decides(two: list[Member], tmp_path: Path) -> None:
     told, gate = tmp_path / "told", tmp_path / "gate"
     fence = tmp_path / "fence"
     fence.write_text(
-        f'#!/bin/sh\necho "$XENCOLO_DOMID $XENCOLO_UUID $XENCOLO_GENERATION" > {told}\n'
+        f'#!/bin/sh\necho "$XENCOLO_DOMID $XENCOLO_PEER $XENCOLO_GENERATION" > {told}\n'
         f"case $(cat {gate}) in hang) sleep 60;; fail) echo no hand reaches it >&2; exit 3;; esac\n"
     )
     fence.chmod(0o755)
@@ -450,7 +450,7 @@ def test_the_fencing_command_decides(two: list[Member], tmp_path: Path) -> None:
     replicating(a, b)
     a.kill()
     b.event("failover.fencing_failed", error="it ended with status 3: no hand reaches it")
-    assert told.read_text().split()[::2] == ["5", "1"]
+    assert told.read_text().split() == ["5", "127.0.0.1", "1"]
     b.is_("degraded")
     a.start()
     for member in two:
