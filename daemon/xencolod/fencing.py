@@ -29,8 +29,8 @@ async def fence(owner: "Replicator") -> bool:
     """
     config = owner.performer.host.settings.config.failover
     await trio.sleep(config.after)
-    record, command = owner.performer.known, list(config.command)
-    if not record.in_sync:
+    record, command = owner.performer.record, list(config.command)
+    if record is None or not record.in_sync:
         why = "the disks hold no checkpoint of the primary, so there is nothing to take over with"
         emit(owner.log, "failover.fencing_failed", command=command, error=why)
         return False

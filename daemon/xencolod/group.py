@@ -236,6 +236,11 @@ class Group:
             raise ReplicationError("the domain has no record")
         return self.record
 
+    @property
+    def in_sync(self) -> bool:
+        """Whether the disks hold a checkpoint of the primary; nobody's disks do."""
+        return self.record is not None and self.record.in_sync
+
     def recall(self, record: Record) -> None:
         """Take the record as it is on disk; what was noted still counts."""
         self._saved = record

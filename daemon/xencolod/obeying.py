@@ -181,7 +181,7 @@ async def _fail_over(owner: "Replicator", *, force: bool) -> str:
     performer = owner.performer
 
     def event() -> Event | None:
-        return failover_event(in_sync=performer.known.in_sync, force=force)
+        return failover_event(in_sync=performer.in_sync, force=force)
 
     # When its turn has come, the disks may hold no checkpoint any more.
     if wanted := event():

@@ -145,11 +145,8 @@ class Replicator:
     def holds_checkpoint(self) -> bool:
         """Whether its QEMU has, or is taking over with, the last checkpoint of a primary that was lost."""
         role, state = self.place
-        record = self.performer.record
-        in_sync = record is not None and record.in_sync
-        return role is Role.SECONDARY and (
-            state is _S.FAILING_OVER or (state is _S.DEGRADED and in_sync)
-        )
+        suspended = state is _S.DEGRADED and self.performer.in_sync
+        return role is Role.SECONDARY and (suspended or state is _S.FAILING_OVER)
 
     def changed(self) -> None:
         """Have the reconciler look at the domain again, and what is published with it."""
@@ -451,7 +448,7 @@ class Replicator:
     async def _run_fence(self, scope: trio.CancelScope) -> None:
         with scope:
             if await fence(self):
-                self.push(Event.FENCED, void=lambda: not self.performer.known.in_sync)
+                self.push(Event.FENCED, void=lambda: not self.performer.in_sync)
 
 
 def _bypassed(vdevs: Sequence[str]) -> str:
