@@ -176,7 +176,8 @@ class Performer(Group):
                 "its QEMU was in a session, so a new one needs a new QEMU, and a device model can't be "
                 "replaced under its guest: destroy the domain and restore it again"
             )
-        await self.save(**NO_CHECKPOINT)
+        generation = latest_generation(self.known, self.peer_generation)
+        await self.save(**NO_CHECKPOINT, generation=generation)
         # No look at a QEMU that is to end.
         self.session = self.qmp = None
         self._renew()

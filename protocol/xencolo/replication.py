@@ -316,7 +316,8 @@ def _secondary_rows() -> Iterator[tuple[Key, Step]]:
     yield _row(_Q, _S.DEGRADED, _E.ACTION_FAILED, then=_S.FAILED)
     for state in (_S.REPLICATING, _S.DEGRADED):
         for event in (_E.PEER_PREPARES, _E.PEER_DETACHES):
-            yield _row(_Q, state, event, _A.RECORD_STALE, _A.RENEW, then=_S.LAUNCHING)
+            # It records that the checkpoint is given up, unless it may not be: then the disks keep it.
+            yield _row(_Q, state, event, _A.RENEW, then=_S.LAUNCHING)
         for event in (_E.FAILOVER, _E.FORCE_FAILOVER, _E.FENCED):
             yield _row(
                 *(_Q, state, event, *_RECORDED, *_TAKE_OVER),

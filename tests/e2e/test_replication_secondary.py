@@ -543,6 +543,10 @@ def test_a_device_model_that_cannot_be_replaced(two: list[Member]) -> None:
     b.walks("secondary degraded action-failed")
     until(lambda: "can't be replaced under its guest" in (a.colo("error") or ""), "a hears why")
     assert b.qemu(DOMID) == pid
+    a.lose()
+    until(lambda: b.colo("peer") is None, "the primary is lost again")
+    b.is_("degraded")
+    assert b.command("failover") == "failover done generation 2", "its checkpoint was not given up"
 
 
 @pytest.mark.walks("primary replicating action-failed")

@@ -563,7 +563,7 @@ class Host:
         self.ask(Event.PEER_PREPARES, daemon.session)
 
     def _renew(self, daemon: Daemon) -> None:
-        self.save(**NO_CHECKPOINT)
+        self._stale(daemon)
         daemon.session = daemon.qmp = None
         self.kill_qemu()
 
