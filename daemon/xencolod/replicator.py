@@ -41,6 +41,7 @@ _S = DomainState
 _LOOK = 0.01
 #: Where the domain is alone: a link that led nowhere is given up, and tried again later.
 _ALONE = {_S.STANDALONE, _S.DEGRADED, _S.PROMOTED, _S.LAUNCHING, _S.FAILED}
+_FAILURES = {Event.ACTION_FAILED, Event.QEMU_ERROR}
 #: What the reconciler says of a domain whose replication has more to say.
 _COVERED = {_S.RUNNING, _S.LAUNCHING}
 
@@ -349,8 +350,9 @@ class Replicator:
             return False
         finally:
             self._pausing = False
-        # What fails in a state that does nothing about it is left to do.
-        self.incomplete = self.incomplete and not todo.actions and todo.then.state is _S.FAILED
+        # What fails in a state that does nothing about it is left to do, be it only to look at QEMU.
+        left = self.incomplete or event in _FAILURES
+        self.incomplete = left and not todo.actions and todo.then.state is _S.FAILED
         self._move(todo.then, occurrence)
         if todo.then.state in _ALONE and event is not Event.PEER_AGREES:
             self.reach.hang_up()

@@ -391,6 +391,24 @@ def test_no_guest_stands_because_the_daemon_was_told_to_end(two: list[Member], h
         member.is_("replicating")
 
 
+@pytest.mark.walks("primary standalone superseded", "primary launching qemu-error")
+def test_a_superseded_primary_whose_qemu_hangs_stands_in_the_end(two: list[Member]) -> None:
+    a, b = two
+    a.set(replication={"qmp_timeout": 0.3, "retry_max": 0.5})
+    a.start()
+    a.add(peer=b)
+    a.is_("standalone")
+    a.guest("cont")
+    caller = Caller(a)
+    with frozen(a.qemu(DOMID)):
+        caller.hello(9)
+        a.walks("primary launching qemu-error")
+        time.sleep(1)
+    caller.close()
+    until(lambda: a.guest("query-status")["status"] == "paused", "the guest stands")
+    until(lambda: a.record["superseded_by"] == 9, "it is recorded")
+
+
 def test_checkpoints_at_an_interval(two: list[Member]) -> None:
     a, b = two
     a.set(replication={"checkpoint_interval": 0.3})

@@ -363,9 +363,8 @@ class Host:
             return self._failed(daemon, action, fault)
         except Died:
             return False
-        daemon.incomplete = (
-            daemon.incomplete and not todo.actions and todo.then.state is State.FAILED
-        )
+        left = daemon.incomplete or event in {Event.ACTION_FAILED, Event.QEMU_ERROR}
+        daemon.incomplete = left and not todo.actions and todo.then.state is State.FAILED
         daemon.place = todo.then
         self.world.arrows.add((before, event))
         if (
