@@ -168,19 +168,28 @@ async def ready_images(performer: Performer, role: Role, log: Logger) -> None:
 
 
 async def _keep_checkpoint(performer: Performer, settled: Settled, log: Logger) -> None:
-    """Put what the hidden disks hold of the last checkpoint into the disks: they are made anew after it."""
+    """Put what the hidden disks hold of the last checkpoint into the disks: they are made anew after it.
+
+    :raises ImageError: a disk could not be made whole; nothing is lost.
+    :raises RecordError: the record could not be saved.
+    :raises ReplicationError: these are not the disks that hold it.
+    """
     record = performer.known
+    give_up = f"or, to give it up, remove {performer.host.records.path(record.uuid)}"
     held = {chain.secondary: chain.format for chain in settled.disks}
     described = {disk.pdev_path: disk.format for disk in performer.disks}
     if held != described:
         raise ReplicationError(
             f"the last checkpoint of its primary is on {', '.join(held)}, and the disks described now are "
-            f"{', '.join(map(str, described))}: describe them as they were, or, to give it up, remove "
-            f"{performer.host.records.path(record.uuid)}"
+            f"{', '.join(map(str, described))}: describe them as they were, {give_up}"
         )
     if settled.whole:
         return
     for chain in settled.disks:
-        await images.make_whole(chain, active=False)
+        try:
+            await images.make_whole(chain, active=False)
+        except ImageError as error:
+            why = f"{error.reason}; a part of the primary's last checkpoint is in it: put it back, {give_up}"
+            raise ImageError(error.path, why) from None
         emit(log, "checkpoint.kept", devid=chain.devid, generation=record.generation)
     await performer.save(settled=replace(settled, whole=True))

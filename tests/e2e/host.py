@@ -113,6 +113,7 @@ class Store:
         self.path = path
         self.client = pyxs.Client(str(path))
         self.client.connect()
+        self._together = False
 
     def close(self) -> None:
         """End the connection."""
@@ -170,10 +171,17 @@ class Store:
         return found
 
     def together(self, change: Callable[[], None]) -> None:
-        """Make a change in one transaction, from the start again after a conflict."""
+        """Make a change in one transaction, which may be under way, from the start again after a conflict."""
+        if self._together:
+            change()
+            return
         for _ in range(100):
             self.client.transaction()
-            change()
+            self._together = True
+            try:
+                change()
+            finally:
+                self._together = False
             if self.client.commit():
                 return
         raise AssertionError("a hundred conflicts on end")

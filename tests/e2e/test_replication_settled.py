@@ -1,5 +1,7 @@
 """The last checkpoint outlives the secondary's own QEMU and host, once the primary has stayed away."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.e2e.host import SDA, XVDA, end, until
@@ -122,6 +124,23 @@ def test_other_disks_are_described(two: list[Member]) -> None:
         b.store.delete(node)
     b.is_("listening")
     assert not b.record["in_sync"]
+
+
+def test_a_hidden_disk_does_not_outlive_the_host(two: list[Member]) -> None:
+    """As on a tmpfs, or one that is mounted late."""
+    b = two[1]
+    abandoned(two)
+    b.lose()
+    hidden = Path(b.disks[1].nodes["hidden-disk"])
+    hidden.rename(hidden.with_suffix(".away"))
+    b.start()
+    b.is_("failed")
+    b.says(f"{hidden}: there is no such image; a part of the primary's last checkpoint is in it")
+    b.says(f"to give it up, remove {b.record_path}")
+    hidden.with_suffix(".away").rename(hidden)
+    b.is_("listening")
+    assert b.command("failover") == "failover done generation 2"
+    holds_the_checkpoint(b)
 
 
 def test_a_daemon_that_is_away_for_less_ends_no_session(two: list[Member]) -> None:
