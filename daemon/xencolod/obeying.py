@@ -45,6 +45,14 @@ _OWN_DISKS = (
 )
 
 
+#: Where a secondary may hold a checkpoint, and be in a session that nobody has ended for it.
+_HAD_SESSION = {_S.REPLICATING, _S.DEGRADED}
+_UNHEARD = (
+    "but the secondary was not told: where failover.policy is command, it fences this host and takes over "
+    "when its xencolod is back; destroy the domain there before that, or resync"
+)
+
+
 class Obeying:
     """The commands of one domain, one after the other."""
 
@@ -169,8 +177,9 @@ async def obey(owner: "Replicator", command: Command) -> str:
         case Word.DETACH:
             step(owner.place, Event.DETACH)  # refused, it must not be recorded either
             await performer.save(detached=True)
+            held = owner.place.state in _HAD_SESSION
             await owner.push(Event.DETACH).outcome()
-            return ""
+            return _UNHEARD if held and not performer.released else ""
         case Word.FAILOVER:
             return await _fail_over(owner, force=command.force)
         case Word.RESYNC:

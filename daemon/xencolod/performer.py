@@ -147,10 +147,12 @@ class Performer(Group):
         if self.ended and self.link:
             with suppress(LinkClosed, LinkSilent):
                 await self.ask(peer.Detach(self.ended))
+                self.released = True
 
     async def _detach(self) -> None:
         self.resync = None
         self.ended, self.session = self.session, None
+        self.released = False
         if self.qmp:
             await self.primary.detach(cut=True)
 
