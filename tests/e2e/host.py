@@ -686,7 +686,9 @@ def _ended(pid: int) -> bool:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return True
-    return stat.rpartition(")")[2].split()[0] in "ZX"
+    fields = stat.rpartition(")")[2].split()
+    state, threads = fields[0], int(fields[17])
+    return state in "ZX" and threads <= 1  # its other threads hold its files open until they end too
 
 
 def open_files(pid: int) -> set[str]:
