@@ -37,19 +37,10 @@ from xencolo.paths import (
 )
 from xencolo.status import ROLE
 from xencolo.wire import Op
-from xencolod.asks import all_done
-from xencolod.xenstore import (
-    Answer,
-    Asks,
-    Client,
-    Reads,
-    Transaction,
-    absent_as_none,
-    demand,
-    directories,
-    names_in,
-    read,
-)
+from xencolod.asks import Asks, Reads, absent_as_none, all_done, demand, directories, names_in, read
+from xencolod.connection import Answer
+from xencolod.transaction import Transaction
+from xencolod.xenstore import Client
 
 #: Devices whose nodes are asked for together, and how many such parts may wait for their answers
 #: before the first of them is needed.

@@ -21,6 +21,7 @@ from xencolo.paths import (
 from xencolo.plan import Domain
 from xencolo.status import RESTORED_ROLE, ROLE
 from xencolo.wire import Op, Permission
+from xencolod.asks import Asks, demand, directory, read
 from xencolod.devices import (
     domids,
     find,
@@ -28,8 +29,9 @@ from xencolod.devices import (
     remove_with_empty_parents,
     trusted_domids,
 )
+from xencolod.transaction import Transaction
 from xencolod.views import read_heads
-from xencolod.xenstore import Asks, Client, Transaction, demand, directory, read
+from xencolod.xenstore import Client
 
 #: The commands do what a toolstack does, and that lives in dom0.
 TOOLSTACK_DOMID = 0

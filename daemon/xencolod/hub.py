@@ -8,6 +8,7 @@ from xencolo.errors import ConfigError, KeysError, LinkSilent
 from xencolo.link import refusal
 from xencolo.paths import colo_path
 from xencolo.status import ROLE
+from xencolod.asks import ask, read
 from xencolod.keys import qemu_credentials
 from xencolod.listener import Peer, serve_link
 from xencolod.log import emit
@@ -15,7 +16,7 @@ from xencolod.records import Records
 from xencolod.replicator import Replicator
 from xencolod.security import Security, security_of
 from xencolod.supervisor import Settings
-from xencolod.xenstore import Client, ask, read
+from xencolod.xenstore import Client
 
 #: Keys that were missing, or a port that was taken, are looked at again after this many seconds.
 _AGAIN = 5.0

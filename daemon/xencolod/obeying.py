@@ -22,9 +22,11 @@ from xencolo.disk import Role
 from xencolo.errors import CommandError, NodeError, WrongNode, XencoloError, XenstoreError
 from xencolo.replication import Event, failover_event, step
 from xencolo.status import DomainState
+from xencolod.asks import ask, demand, read
 from xencolod.devices import trusted_domids
 from xencolod.log import emit
-from xencolod.xenstore import Client, Transaction, ask, demand, read
+from xencolod.transaction import Transaction
+from xencolod.xenstore import Client
 
 if TYPE_CHECKING:
     from xencolod.replicator import Replicator

@@ -29,19 +29,19 @@ from xencolo.status import (
     status_values,
 )
 from xencolo.wire import Op
-from xencolod.asks import all_done
-from xencolod.devices import remove_with_empty_parents
-from xencolod.xenstore import (
+from xencolod.asks import (
     TRANSACTION_ATTEMPTS,
-    Answer,
     Asks,
-    Client,
-    Transaction,
     absent_as_none,
+    all_done,
     demand,
     directories,
     names_in,
 )
+from xencolod.connection import Answer
+from xencolod.devices import remove_with_empty_parents
+from xencolod.transaction import Transaction
+from xencolod.xenstore import Client
 
 #: What is no state: others write it, and the answer stays for who waits for it.
 _INPUTS = frozenset({ROLE, COMMAND, ANSWER})

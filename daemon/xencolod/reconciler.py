@@ -29,6 +29,7 @@ from xencolo.plan import (
     plan,
     refusal,
 )
+from xencolod.asks import Reads, absent_as_none, demand, read
 from xencolod.config import Config
 from xencolod.devices import close, domids, trusted_domids
 from xencolod.dirty import Calm, Dirty
@@ -36,6 +37,7 @@ from xencolod.exhausted import patiently
 from xencolod.hub import Hub
 from xencolod.log import emit
 from xencolod.obeying import Obeying
+from xencolod.overlay import overlay
 from xencolod.places import any_forbidden, only_allowed
 from xencolod.preparation import as_recorded, recall
 from xencolod.process import domains_with_qemu, files
@@ -44,7 +46,8 @@ from xencolod.replicator import Replicator, Seen
 from xencolod.supervisor import Settings, Supervisor
 from xencolod.telling import Told
 from xencolod.views import Found, Wanted, look_at, read_domains
-from xencolod.xenstore import Client, Reads, Watch, absent_as_none, demand, read
+from xencolod.watch import Watch
+from xencolod.xenstore import Client
 
 #: What no watch tells of is looked at this often, in seconds: an image that was missing, the end of
 #: somebody else's device model, the size of a domain's memory.
@@ -397,7 +400,7 @@ class Reconciler:
         crew.obeying.see(view.command, view.command_error)
         if decided.status is None:
             return decided
-        return decided._replace(status=crew.replicator.overlay(decided.status))
+        return decided._replace(status=overlay(crew.replicator, decided.status))
 
     def _dismiss(self, view: Domain, known: _Known) -> None:
         """Let those go who have nothing to do, and forget a domain that has nothing."""

@@ -24,7 +24,7 @@ from xencolo.plan import Domain, Launch
 from xencolo.qmp import Event as QmpEvent
 from xencolo.record import latest_generation
 from xencolo.replication import Action, Event, Place, Step, failure, step
-from xencolo.status import DomainState, DomainStatus, ReplicationStatus
+from xencolo.status import DomainState
 from xencolod.answering import Answering
 from xencolod.fencing import fence
 from xencolod.group import Host
@@ -42,26 +42,10 @@ _LOOK = 0.01
 #: Where the domain is alone: a link that led nowhere is given up, and tried again later.
 _ALONE = {_S.STANDALONE, _S.DEGRADED, _S.PROMOTED, _S.LAUNCHING, _S.FAILED}
 _FAILURES = {Event.ACTION_FAILED, Event.QEMU_ERROR}
-#: What the reconciler says of a domain whose replication has more to say.
-_COVERED = {_S.RUNNING, _S.LAUNCHING}
-
-
-#: To fill in: the domid.
-_KEPT = (
-    "its primary was lost, and the disks hold its last checkpoint: take over with it (xencolo failover {}), "
-    "or let the primary come back and copy its own"
-)
 #: To fill in: how many.
 _UNKNOWN = (
     "QEMU has {} more COLO disks than the nodes describe, and all of a domain are replicated, or none: let "
     "the nodes describe them as QEMU has them, or restart the domain"
-)
-
-
-#: To fill in: the domid.
-_HELD = (
-    "the nodes describe other drives than QEMU has, and QEMU has the last checkpoint of a primary that was "
-    "lost: take over with it first (xencolo failover {}), or let the primary come back"
 )
 
 
@@ -217,43 +201,6 @@ class Replicator:
         """Look again at what may be done now."""
         self.reach.poke()
         self.watching.poke()
-
-    def overlay(self, status: DomainStatus) -> DomainStatus:
-        """Return the domain's status with what the replication has to say."""
-        performer = self.performer
-        if not performer.disks:
-            return status
-        replication = ReplicationStatus(
-            generation=performer.record.generation if performer.record else None,
-            peer=self.peer,
-            session=performer.session,
-            checkpoint=performer.number or None,
-            checkpoint_time=performer.checkpoint_time,
-            resync=performer.resync,
-            record=str(self._host.records.path(performer.record.uuid))
-            if performer.record
-            else None,
-        )
-        status = status._replace(replication=replication)
-        if status.state is _S.OUTDATED and self.holds_checkpoint:
-            return status._replace(state=self.place.state, error=_HELD.format(self.domid))
-        if status.state not in _COVERED and self.place.state is not _S.FAILING_OVER:
-            return status
-        if status.state is _S.RUNNING and status.error and self.seen and not self.seen.qmp:
-            return status  # QEMU can't be asked where it is in its life
-        unreached = self.reach.error if self.place.role is Role.PRIMARY else None
-        state = self.place.state
-        kept = state is _S.LISTENING and performer.record and performer.record.in_sync
-        error = (
-            self.error or self.obstacle or unreached or (kept and _KEPT.format(self.domid)) or None
-        )
-        if state in {_S.REPLICATING, _S.RESYNCING}:
-            error = status.error
-        return status._replace(
-            state=state,
-            error=error or status.error,
-            role_in_force=status.role_in_force and self.place.role,
-        )
 
     # -- events --------------------------------------------------------------------------------------
 

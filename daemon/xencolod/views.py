@@ -24,9 +24,10 @@ from xencolo.paths import (
 )
 from xencolo.plan import Domain, uuid_of
 from xencolo.status import COMMAND, RECORD, ROLE, STATE, parse_role
+from xencolod.asks import Reads, absent_as_none, names_in
+from xencolod.connection import Answer
 from xencolod.devices import read_devices
 from xencolod.places import is_block_device
-from xencolod.xenstore import Answer, Reads, absent_as_none, names_in
 
 #: libxl's names of the device models that it starts itself.
 _LIBXL_DEVICE_MODELS = {b"qemu_xen", b"qemu_xen_traditional"}

@@ -20,97 +20,18 @@ from xencolo._pyxs import default_socket
 from xencolo.errors import ConnectionLost, DeadlineExceeded, StoreError, XenstoreError
 from xencolo.requests import Request
 from xencolo.wire import Op, split
-from xencolod.asks import (
-    TRANSACTION_ATTEMPTS,
-    Asks,
-    Reads,
-    absent_as_none,
-    ask,
-    demand,
-    directories,
-    directory,
-    names_in,
-    permissions,
-    read,
-)
+from xencolod.asks import TRANSACTION_ATTEMPTS
 from xencolod.connection import Answer, Connection, connect
+from xencolod.transaction import Transaction
+from xencolod.watch import Watch
 
 T = TypeVar("T")
 
 #: A connection is worth so many requests of a spread batch. xenstored serves one of each in turn, and in a
 #: flood each turn has one of the flood's; but each connection is a turn of the loop here as well.
 _SPREAD_MIN = 8
-#: More distinct paths than this in a watch fall together into its roots: memory stays bounded
-#: (XSA-326).
-_WATCH_PATHS_MAX = 10_000
 #: Seconds before the first attempt to reconnect; doubled from one to the next.
 _RECONNECT_MIN = 0.05
-
-
-class Watch:
-    """Paths below some roots that changed, each kept once: levels, not a queue of events.
-
-    :ivar roots: the watched paths. Each fires when it is registered and again after every reconnect,
-        which is when everything below it must be read anew.
-    """
-
-    def __init__(self, roots: Sequence[str], token: str) -> None:
-        self.roots = tuple(roots)
-        self.token = token
-        self._paths: set[str] = set()
-        self._fired = trio.Event()
-
-    async def take(self) -> set[str]:
-        """Return the paths that fired since the last call; wait for the first one.
-
-        Waits without a deadline: that nothing changes is no fault.
-        """
-        await self._fired.wait()
-        self._fired = trio.Event()
-        paths, self._paths = self._paths, set()
-        return paths
-
-    def fire(self, path: str) -> None:
-        """Note a path; too many fall together into the roots."""
-        if len(self._paths) >= _WATCH_PATHS_MAX:
-            self._paths = set(self.roots)
-        self._paths.add(path)
-        self._fired.set()
-
-
-class Transaction:
-    """An open transaction on one connection; made by :meth:`Client.transaction`."""
-
-    def __init__(self, connection: Connection, tx_id: int, timeout: float) -> None:
-        self._connection = connection
-        self._tx_id = tx_id
-        self._timeout = timeout
-
-    async def batch(self, batch: Sequence[Request]) -> list[Answer]:
-        """Send the requests together, in order, inside the transaction."""
-        under_way = self._connection.submit(batch, self._tx_id)
-        return await self._connection.wait(under_way, self._timeout)
-
-    async def spread(self, batch: Sequence[Request]) -> list[Answer]:
-        """Send the requests as :meth:`batch`: a transaction lives on one connection."""
-        return await self.batch(batch)
-
-    def post(self, batch: Sequence[Request]) -> Callable[[], Awaitable[list[Answer]]]:
-        """Send the requests, and return what waits for their answers."""
-        under_way = self._connection.submit(batch, self._tx_id)
-        return partial(self._connection.wait, under_way, self._timeout)
-
-    async def end(self) -> None:
-        """Commit.
-
-        :raises StoreError: EAGAIN when somebody else changed what this one read or wrote.
-        """
-        await ask(self, requests.COMMIT)
-
-    def abort(self) -> None:
-        """Give up; nothing is awaited, so this is right under cancellation too."""
-        if not self._connection.dead:
-            self._connection.submit([requests.ABORT], self._tx_id)
 
 
 class Client:
@@ -420,23 +341,3 @@ async def open_client(
         # Here and not below: a cancellation from outside that the nursery met must not hide it.
         if failure:
             raise failure
-
-
-__all__ = [
-    "TRANSACTION_ATTEMPTS",
-    "Answer",
-    "Asks",
-    "Client",
-    "Reads",
-    "Transaction",
-    "Watch",
-    "absent_as_none",
-    "ask",
-    "demand",
-    "directories",
-    "directory",
-    "names_in",
-    "open_client",
-    "permissions",
-    "read",
-]

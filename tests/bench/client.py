@@ -26,7 +26,9 @@ from xencolo.paths import DevicePaths
 from xencolo.requests import Request
 from xencolo.wire import Op, split
 from xencolod import devices
-from xencolod.xenstore import Answer, Client, demand, open_client
+from xencolod.asks import demand
+from xencolod.connection import Answer
+from xencolod.xenstore import Client, open_client
 
 DOMAINS = 250
 ADDED = 200

@@ -19,7 +19,8 @@ from tests.bench.table import Row
 from tests.rigs import Server, start_xenstored
 from xencolo import requests
 from xencolo.wire import Op
-from xencolod.xenstore import Client, demand, open_client
+from xencolod.asks import demand
+from xencolod.xenstore import Client, open_client
 
 COUNTS = (DEVICES // 100, DEVICES // 10, DEVICES)
 #: From one count to the next: linear growth of the time for each device.

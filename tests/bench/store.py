@@ -10,7 +10,8 @@ from xencolo.nodes import BACKEND_NODES, FRONTEND_NODES, LIBXL_NODES, Need, add_
 from xencolo.paths import DevicePaths
 from xencolo.requests import Request
 from xencolo.wire import Op
-from xencolod.xenstore import Client, demand
+from xencolod.asks import demand
+from xencolod.xenstore import Client
 
 DISKS_PER_DOMAIN = 4
 #: Devices of a big host. BENCH_DEVICES lowers it: xenstored needs minutes to be filled with them.

@@ -16,8 +16,9 @@ from pyxs import Client
 from tests.rigs import Server
 from tests.rigs.servers import DEADLINE
 from xencolo import requests
+from xencolod.asks import demand
 from xencolod.cli import main
-from xencolod.xenstore import demand, open_client
+from xencolod.xenstore import open_client
 
 PROGRAM = Path(sys.executable).with_name("xencolo")
 

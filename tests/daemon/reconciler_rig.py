@@ -16,13 +16,14 @@ from tests.rigs.servers import DEADLINE
 from xencolo import requests
 from xencolo.store import Store
 from xencolod import devices, domains
+from xencolod.asks import demand, read
 from xencolod.config import Config, load
 from xencolod.embedded import serve_embedded
 from xencolod.hub import Hub
 from xencolod.log import configure
 from xencolod.reconciler import Reconciler
 from xencolod.supervisor import Settings
-from xencolod.xenstore import Client, demand, open_client, read
+from xencolod.xenstore import Client, open_client
 
 
 class Watched:

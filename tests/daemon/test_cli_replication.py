@@ -34,10 +34,12 @@ from xencolo.command import COMMANDS, Command, Rule, Word, parse
 from xencolo.disk import Role
 from xencolo.errors import CommandError
 from xencolo.status import DomainState, DomainStatus, ReplicationStatus, Resync, status_values
+from xencolod.asks import Reads, demand, read
 from xencolod.cli import main
 from xencolod.commands import control, output
 from xencolod.commands.common import Settings, run
-from xencolod.xenstore import Reads, Transaction, demand, open_client, read
+from xencolod.transaction import Transaction
+from xencolod.xenstore import open_client
 
 BASE = "/libxl/5/colo"
 NODE, ANSWER, STATE = (f"{BASE}/{name}".encode() for name in ("command", "answer", "state"))

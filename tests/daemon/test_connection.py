@@ -16,8 +16,10 @@ from xencolo import requests
 from xencolo.errors import ConnectionLost, DeadlineExceeded, StoreError, WireError, XenstoreError
 from xencolo.requests import Request
 from xencolo.wire import HEADER, ID_MASK, Decoder, Op, Packet, strings
+from xencolod.asks import ask, demand, read
 from xencolod.connection import Connection
-from xencolod.xenstore import Transaction, ask, demand, open_client, read
+from xencolod.transaction import Transaction
+from xencolod.xenstore import open_client
 
 READ_T = requests.read("/t")
 

@@ -21,8 +21,9 @@ from xencolo.requests import Request
 from xencolo.store import Session, Store
 from xencolo.wire import Packet, Permission
 from xencolod import devices, domains
+from xencolod.asks import demand, directory, permissions, read
 from xencolod.embedded import serve_embedded
-from xencolod.xenstore import Client, demand, directory, open_client, permissions, read
+from xencolod.xenstore import Client, open_client
 
 TRUSTED = frozenset({0})
 COLO = msgspec.structs.replace(

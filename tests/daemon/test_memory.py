@@ -10,8 +10,9 @@ from xencolo.disk import Role
 from xencolo.store import Store
 from xencolod import domains
 from xencolod.argv import launch_in
+from xencolod.asks import demand, read
 from xencolod.views import read_domains
-from xencolod.xenstore import demand, open_client, read
+from xencolod.xenstore import open_client
 
 HOME = "/local/domain/5"
 #: memory/static-max and memory/videoram in KiB, and the MiB of it that libxl gives to QEMU.

@@ -14,8 +14,11 @@ from xencolo.disk import Role
 from xencolo.errors import StoreError
 from xencolo.requests import Request
 from xencolo.status import DeviceState, DomainState, DomainStatus
+from xencolod.asks import demand, directory, read
+from xencolod.connection import Answer
 from xencolod.publish import Publisher
-from xencolod.xenstore import Answer, Client, Transaction, demand, directory, open_client, read
+from xencolod.transaction import Transaction
+from xencolod.xenstore import Client, open_client
 
 T = TypeVar("T")
 

@@ -14,14 +14,9 @@ from xencolo import requests
 from xencolo._pyxs import ConnectionError as PyxsConnectionError
 from xencolo.errors import ConnectionLost, DeadlineExceeded, StoreError
 from xencolo.wire import HEADER, Op
-from xencolod.xenstore import (
-    Transaction,
-    ask,
-    demand,
-    directory,
-    open_client,
-    read,
-)
+from xencolod.asks import ask, demand, directory, read
+from xencolod.transaction import Transaction
+from xencolod.xenstore import open_client
 
 # -- real servers ---------------------------------------------------------------------------------
 

@@ -688,7 +688,9 @@ def _ended(pid: int) -> bool:
         return True
     fields = stat.rpartition(")")[2].split()
     state, threads = fields[0], int(fields[17])
-    return state in "ZX" and threads <= 1  # its other threads hold its files open until they end too
+    return (
+        state in "ZX" and threads <= 1
+    )  # its other threads hold its files open until they end too
 
 
 def open_files(pid: int) -> set[str]:

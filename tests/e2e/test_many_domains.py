@@ -11,7 +11,8 @@ from tests.rigs import Server, start_xenstored
 from xencolo import requests
 from xencolo.errors import StoreError
 from xencolod import devices
-from xencolod.xenstore import ask, demand, open_client
+from xencolod.asks import ask, demand
+from xencolod.xenstore import open_client
 
 DOMAINS = range(1, 10_001)
 ROOTS = ("/libxl", "/local/domain/0/backend/qdisk")

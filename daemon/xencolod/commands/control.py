@@ -18,9 +18,12 @@ from xencolo.command import (
 )
 from xencolo.errors import CommandError
 from xencolo.paths import colo_path
+from xencolod.asks import demand, read
 from xencolod.commands.status import Status, changed, next_status, read_status
 from xencolod.domains import require
-from xencolod.xenstore import Client, Transaction, Watch, demand, read
+from xencolod.transaction import Transaction
+from xencolod.watch import Watch
+from xencolod.xenstore import Client
 
 #: Seconds in which a living xencolod has taken a command, and has published what a done one did.
 PROMPT = 10.0

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from xencolo.status import ReplicationStatus
     from xencolod.domains import Found
-    from xencolod.xenstore import Client, Watch
+    from xencolod.watch import Watch
+    from xencolod.xenstore import Client
 
 
 class Row(NamedTuple):
@@ -132,7 +133,7 @@ async def read_status(client: "Client", domid: int | None = None) -> list[Status
 async def _status(client: "Client", found: "Found") -> Status:
     from xencolo import status as names
     from xencolo.paths import colo_path, numbers, parse_devid
-    from xencolod.xenstore import directory
+    from xencolod.asks import directory
 
     base = colo_path(found.domid)
     nodes = (
@@ -181,7 +182,7 @@ def _disk_statuses(
 
 async def _texts(client: "Client", *paths: str) -> list[str | None]:
     from xencolo import requests
-    from xencolod.xenstore import absent_as_none
+    from xencolod.asks import absent_as_none
 
     answers = map(absent_as_none, await client.batch([requests.read(path) for path in paths]))
     return [(answer and answer.decode("utf-8", "backslashreplace")) or None for answer in answers]

@@ -14,11 +14,12 @@ import trio
 
 from xencolo.paths import DevicePaths, colo_path
 from xencolod.argv import launch_in
+from xencolod.asks import directory, read
 from xencolod.commands.status import Status, read_status
 from xencolod.demo.guest import Guest
 from xencolod.demo.telling import DemoError, check, columns, tell
 from xencolod.process import Files, adopt, domains_with_qemu
-from xencolod.xenstore import Client, directory, open_client, read
+from xencolod.xenstore import Client, open_client
 
 PATIENCE = 20.0
 _POLL = 0.02

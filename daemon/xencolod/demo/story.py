@@ -12,10 +12,10 @@ from xencolo import requests
 from xencolo.paths import DevicePaths
 from xencolo.status import DomainState
 from xencolod import domains, keys
+from xencolod.asks import ask
 from xencolod.demo.guest import Content, Run
 from xencolod.demo.machine import DEVID, PATIENCE, VDEV, Machine
 from xencolod.demo.telling import Bar, DemoError, check, step, tell
-from xencolod.xenstore import ask
 
 #: The replicated domain, and one that has nothing to do with it.
 DOMID, PLAIN = 101, 102
