@@ -40,9 +40,10 @@ def _strike(when: str, action: Action) -> None:
         return
     _PLAN.rename(_STRUCK)
     for pidfile in map(Path, plan["qemus"]):
-        if pid := lock_holder(pidfile):
+        pid = lock_holder(pidfile)
+        if pid:
             os.kill(pid, signal.SIGKILL)
-        while lock_holder(pidfile):
+        while pid and lock_holder(pidfile) == pid:  # the next one may have it at once
             time.sleep(0.001)
     for pid in plan["daemons"]:
         os.kill(pid, signal.SIGKILL)
