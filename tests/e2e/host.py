@@ -203,8 +203,8 @@ class Store:
 
         self.together(change)
 
-    def destroy(self, domid: int) -> None:
-        """Destroy a domain and all of its devices."""
+    def destroy(self, domid: int, *others: str) -> None:
+        """Destroy a domain and all of its devices, and delete other paths with it, all at once."""
 
         def change() -> None:
             for path in (
@@ -212,6 +212,7 @@ class Store:
                 f"/local/domain/0/backend/qdisk/{domid}",
                 f"/local/domain/0/error/backend/qdisk/{domid}",
                 f"/libxl/{domid}",
+                *others,
             ):
                 if self.exists(path):
                     self.delete(path)

@@ -314,8 +314,7 @@ class TestXenstoredEnds:
         host.start()
         _, pid = host.running(5)
         mark = host.mark()
-        host.store.delete("/local/domain/0/xencolod")
-        host.store.destroy(5)
+        host.store.destroy(5, "/local/domain/0/xencolod")
         host.event("xenstore.empty", since=mark)
         host.barrier()
         assert host.qemus(5) == [pid]
