@@ -82,6 +82,16 @@ def sparse(place: Path) -> Path:
     return disk
 
 
+def replicating_from(disk: Path, a: Member, b: Member) -> None:
+    """Have a pair replicate one disk, of which the primary's is this, and its guest run."""
+    listening(b, disks=DISKS[:1])
+    a.start()
+    a.add(peer=b, disks=DISKS[:1], params=f"aio:{disk}")
+    for member in (a, b):
+        member.is_("replicating")
+    a.guest("cont")
+
+
 def replicating_onto(disk: Path, a: Member, b: Member) -> None:
     """Have a secondary whose guest's writes go there at a failover, where there is no room for them."""
     listening(b, disks=DISKS[:1], params=f"aio:{disk}")
@@ -139,13 +149,7 @@ def test_a_failover_is_of_the_disks_that_qemu_has(two: list[Member], small: Path
 def test_the_disk_of_a_primary_is_on_a_full_file_system(two: list[Member], small: Path) -> None:
     """Its guest counts a write as done that the secondary alone has, and reads what was there before."""
     a, b = two
-    disk = sparse(small)
-    listening(b, disks=DISKS[:1])
-    a.start()
-    a.add(peer=b, disks=DISKS[:1], params=f"aio:{disk}")
-    for member in two:
-        member.is_("replicating")
-    a.guest("cont")
+    replicating_from(sparse(small), a, b)
     fill(small)
     a.guest.write(XVDA, 0x77, "0", "512k")
     a.is_("failed")
@@ -178,13 +182,7 @@ def test_the_disk_of_a_primary_is_on_a_full_file_system(two: list[Member], small
 @pytest.mark.walks("primary degraded disk-failed")
 def test_a_disk_that_is_full_while_the_secondary_stays_away(two: list[Member], small: Path) -> None:
     a, b = two
-    disk = sparse(small)
-    listening(b, disks=DISKS[:1])
-    a.start()
-    a.add(peer=b, disks=DISKS[:1], params=f"aio:{disk}")
-    for member in two:
-        member.is_("replicating")
-    a.guest("cont")
+    replicating_from(sparse(small), a, b)
     b.kill()
     a.is_("degraded")
     fill(small)
