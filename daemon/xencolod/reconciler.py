@@ -29,7 +29,7 @@ from xencolo.plan import (
     plan,
     refusal,
 )
-from xencolod.asks import Reads, absent_as_none, demand, read
+from xencolod.asks import Reads, demand, read
 from xencolod.config import Config
 from xencolod.devices import close, domids, trusted_domids
 from xencolod.dirty import Calm, Dirty
@@ -257,14 +257,14 @@ class Reconciler:
 
     async def _look(self, domids: Sequence[int]) -> int:
         """Read domains and settle them; return how many devices they have."""
-        marked = self._client.post([requests.read(mark_path(self._config.daemon.domid))])
         views = await patiently(self._log, partial(self._read, self._client, domids))
-        if absent_as_none((await marked())[0]) is None:
-            self.dirty.mark()  # it is another store by now, which may tell less than it will
-            return 0
         if doubtful := [domid for domid, view in views.items() if self._has_new_errors(view)]:
             # Read while it was written or removed, perhaps: a transaction shows it as it was at once.
             views |= await self._client.transaction(lambda to: self._read(to, doubtful))
+        # After all of it: before, it would not tell that the store was emptied meanwhile.
+        if await read(self._client, mark_path(self._config.daemon.domid)) is None:
+            self.dirty.mark()  # it is another store by now, which may tell less than it will
+            return 0
         self._unproven -= {d for d in self._unproven & views.keys() if self._proves(views[d])}
         views = {domid: view for domid, view in views.items() if domid not in self._unproven}
         views = await only_allowed(views, self._config.images.directories)
