@@ -1,7 +1,8 @@
 """1,000,000 watch events about one guest's disk: what they cost, and what another guest's disk waits.
 
 No guest can write where xencolod watches; the flood is that of a broken backend or toolstack, and as fast as
-xenstored takes it.
+xenstored takes it. It is stopped for every other few disks, which are what the rest is compared with: a store
+gets slower with each disk that came and went, flood or none.
 """
 
 import multiprocessing
@@ -9,6 +10,8 @@ import os
 import signal
 import socket
 import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -31,6 +34,8 @@ DELAY = 2.0
 MEMORY = 16 << 20
 #: Requests in one write, and so many answers may be under way.
 _TOGETHER = 256
+#: Disks while the flood comes, and while it is stopped, in turns.
+_DURING, _WITHOUT = 10, 2
 #: Seconds after which a flood is given up.
 _LONGEST = 900
 
@@ -63,6 +68,19 @@ class Flood:
         """Whether there is more to come."""
         return self._process.is_alive()
 
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Stop the flood; what it has sent is served before anything else comes."""
+        self._signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        assert self._process.pid
+        os.kill(self._process.pid, number)
+
 
 def _flood(path: str) -> None:
     request = requests.write(f"{DevicePaths(7, 51712).backend}/hotplug-status", "connected")
@@ -82,13 +100,15 @@ def run(directory: Path) -> list[Row]:
         trio.run(_fill, server)
         committer = Committer(server)
         with Daemon(directory / "daemon", server.socket) as daemon:
-            quiet = statistics.median(committer.latencies(by_daemon))
-            before, during = daemon.peak, list[float]()
+            committer.latencies(by_daemon)
+            before, without, during = daemon.peak, list[float](), list[float]()
             with Flood(server) as flood:
                 while flood.lasts:
-                    during += committer.latencies(by_daemon, 10)
+                    during += committer.latencies(by_daemon, _DURING)
+                    with flood.stopped():
+                        without += committer.latencies(by_daemon, _WITHOUT)
             grown = daemon.peak - before
-    flooded = statistics.median(during)
+    quiet, flooded = map(statistics.median, (without, during))
     return [
         Row(
             f"commit to published, {EVENTS} events meanwhile",
