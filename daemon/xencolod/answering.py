@@ -217,7 +217,7 @@ class Answering:
         asked = self._owner.push(event, begin=begin, void=lambda: self._peer is not peer)
         await asked.outcome()
 
-    def _other_session(self, session: str) -> Refusal | None:
+    def _other_session(self, session: str | None) -> Refusal | None:
         if session == self._performer.session:
             return None
         own = self._performer.session or "in none"

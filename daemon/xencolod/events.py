@@ -164,6 +164,12 @@ _EVENTS = (
         "The other side's daemon is gone or silent. A secondary takes over by command only.",
     ),
     Event(
+        "replication.released",
+        "info",
+        ("peer",),
+        "A secondary that could not be reached when it was detached has been told now.",
+    ),
+    Event(
         "replication.unreachable",
         "warning",
         ("peer", "error"),

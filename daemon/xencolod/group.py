@@ -83,7 +83,6 @@ class Group:
     :ivar unknown: how many more its QEMU has, of which no readable node tells.
     :ivar qmp: to its QEMU, None while there is none to talk to.
     :ivar link: to the secondary's daemon, None while there is none.
-    :ivar released: whether the secondary was told that the session has ended.
     :ivar nbd: where the secondary's NBD server is.
     :ivar equal_at: somebody said, when the guest had made so many writes, that both hosts' disks are equal.
     :ivar fresh: the record was begun here, and no QEMU has run with it yet.
@@ -113,7 +112,6 @@ class Group:
         self._saved: Record | None = None
         self._noted: dict[str, object] = {}
         self.ended: str | None = None
-        self.released = False
         self._form = Form.BLOCKDEV
         self._saving = trio.Lock()
         self._lengths: dict[tuple[str, Format], int] = {}

@@ -50,8 +50,8 @@ _OWN_DISKS = (
 #: Where a secondary may hold a checkpoint, and be in a session that nobody has ended for it.
 _HAD_SESSION = {_S.REPLICATING, _S.DEGRADED}
 _UNHEARD = (
-    "but the secondary was not told: where failover.policy is command, it fences this host and takes over "
-    "when its xencolod is back; destroy the domain there before that, or resync"
+    "but the secondary was not told: it is as soon as it can be reached; should it take over before that "
+    "(xencolo failover there, or failover.policy), the guest is stopped here"
 )
 
 
@@ -178,10 +178,11 @@ async def obey(owner: "Replicator", command: Command) -> str:
             return f"number {performer.number}"
         case Word.DETACH:
             step(owner.place, Event.DETACH)  # refused, it must not be recorded either
-            await performer.save(detached=True)
-            held = owner.place.state in _HAD_SESSION
+            untold = performer.known.untold or owner.place.state in _HAD_SESSION
+            await performer.save(detached=True, untold=untold)
             await owner.push(Event.DETACH).outcome()
-            return _UNHEARD if held and not performer.released else ""
+            await performer.save()  # what was noted of it
+            return _UNHEARD if performer.known.untold else ""
         case Word.FAILOVER:
             return await _fail_over(owner, force=command.force)
         case Word.RESYNC:
@@ -208,7 +209,7 @@ async def _resync(owner: "Replicator", command: Command) -> str:
         raise CommandError(f"it is {owner.place.state} already; to begin anew, detach first")
     if obstacle := owner.obstacle:
         raise CommandError(obstacle)
-    await performer.save(peer=command.to or performer.known.peer, detached=False)
+    await performer.save(peer=command.to or performer.known.peer, detached=False, untold=False)
     if owner.reach.address is None:
         raise CommandError("no node names the other host of a promoted domain: say to=HOST")
     performer.equal_at = await performer.primary.writes() if command.assume_equal else None

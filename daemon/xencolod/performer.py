@@ -147,12 +147,11 @@ class Performer(Group):
         if self.ended and self.link:
             with suppress(LinkClosed, LinkSilent):
                 await self.ask(peer.Detach(self.ended))
-                self.released = True
+                self.note(untold=False)
 
     async def _detach(self) -> None:
         self.resync = None
         self.ended, self.session = self.session, None
-        self.released = False
         if self.qmp:
             await self.primary.detach(cut=True)
 

@@ -117,7 +117,7 @@ async def assume_role(performer: Performer, role: Role) -> bool:
         own=not is_superseded(performer.known),
         generation=latest_generation(performer.known),
         **NO_CHECKPOINT,
-        **dict.fromkeys(("promoted", "detached", "spoiled"), False),
+        **dict.fromkeys(("promoted", "detached", "untold", "spoiled"), False),
         **dict.fromkeys(("superseded_by", "peer")),
     )
     return True

@@ -8,7 +8,7 @@ import trio
 from xencolo.command import parse_peer
 from xencolo.disk import Role
 from xencolo.errors import LinkClosed, LinkRefused, LinkSilent, XencoloError
-from xencolo.link import Hello, Welcome
+from xencolo.link import Detach, Hello, Welcome
 from xencolo.observed import met
 from xencolo.replication import Event, Place
 from xencolo.status import DomainState
@@ -92,13 +92,13 @@ class Reach:
     def _open(self) -> bool:
         """Whether the domain is to have a link."""
         owner, performer = self._owner, self._performer
+        record = performer.record
         return bool(
-            owner.accepted
-            and owner.place.role is Role.PRIMARY
+            owner.place.role is Role.PRIMARY
             and owner.place.state in _ALONE
             and performer.qmp
-            and performer.record
-            and not performer.record.detached
+            and record
+            and (record.untold if record.detached else owner.accepted)
             and self.address
         )
 
@@ -162,13 +162,16 @@ class Reach:
                 uuid=record.uuid,
                 name=record.name,
                 generation=record.generation,
-                session=performer.session,
+                session=None if record.detached else performer.session,
                 diverged=record.diverged,
                 disks=await performer.infos(),
             )
         )
         if not isinstance(welcome, Welcome):
             raise LinkClosed(f"{type(welcome).__name__} is no answer to a hello")
+        if record.detached:
+            await self._release(link, welcome)
+            return
         performer.link, performer.nbd = link, (host, welcome.port)
         self.error, self._lost_at = None, None
         doubt = await performer.doubt() if performer.said_equal else None
@@ -177,6 +180,16 @@ class Reach:
             emit(self._log, "resync.needed", peer=self.peer, reason=doubt)
         # No welcome outlives its link, and none is another host's.
         self._owner.push(means, void=lambda: performer.link is not link)
+
+    async def _release(self, link: Link, welcome: Welcome) -> None:
+        """Tell a secondary what it does not know yet: that it was detached, and its session is over.
+
+        :raises XencoloError: it refuses, or that can't be recorded.
+        """
+        await link.ask(Detach(welcome.session))
+        await self._performer.save(untold=False)
+        emit(self._log, "replication.released", peer=self.peer)
+        self.hang_up()
 
     def _refused(self, refusal: LinkRefused) -> None:
         self._say(refusal)

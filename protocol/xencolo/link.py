@@ -92,9 +92,9 @@ class Checkpoint(_Message, frozen=True):
 
 
 class Detach(_Message, frozen=True):
-    """The session is over."""
+    """The session is over; so is what a primary that never came back has left, where it is None."""
 
-    session: Session
+    session: Session | None
 
 
 class Ping(_Message, frozen=True):

@@ -78,6 +78,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     :ivar spoiled: a primary's disk refused a write that its secondary has, and that the guest counts as done.
     :ivar peer: the other host, ``host`` or ``host:port``, where the operator chose another than colo-host.
     :ivar detached: by the operator's command: the other host is not to be reached.
+    :ivar untold: detached, and the other host may not know: it is reached once more, to be told.
     :ivar diverged: a primary that has replicated once, or took over: no secondary's disks are known to be
         equal to its own any more, whatever the configuration says of the first start.
     :ivar relaunched: a primary whose QEMU is not its first: what its guest wrote before is not known.
@@ -98,6 +99,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     settled: Settled | None = None
     own: bool = False
     spoiled: bool = False
+    untold: bool = False
 
     def __post_init__(self) -> None:
         if self.role is Role.NONE:

@@ -58,7 +58,8 @@ WRITTEN = b"""\
   "settled": null,
   "own": false,
   "spoiled": false,
-  "checksum": "sha256:e23d388a1576fe8ab29cd6392ebcf018b5cdbd9711de65e5c07ee71aa16a9e00"
+  "untold": false,
+  "checksum": "sha256:2a95a7ad0147949965e6a591cddef3e3c31071b7d613cadf028b0d4056a2d6d9"
 }
 """
 
