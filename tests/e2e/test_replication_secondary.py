@@ -61,7 +61,7 @@ def failing_over(b: Member, command: str = "failover") -> None:
 @pytest.mark.unexpected("secondary listening peer-checkpoints")
 def test_a_secondary_listens(two: list[Member]) -> None:
     b = two[1]
-    b.set(link=QUICK_LINK, replication={"qmp_timeout": 0.8})
+    b.set(link=QUICK_LINK, replication={"qmp_timeout": 2})
     listening(b)
     b.kill()
     b.start()
