@@ -556,6 +556,11 @@ class Host:
         (pid,) = self.qemus(domid)
         return pid
 
+    def starting(self, domid: int) -> int:
+        """Wait until a QEMU of the domain is a process; return its pid."""
+        until(lambda: self.qemus(domid), f"a QEMU of domain {domid} is started")
+        return self.qemu(domid)
+
     def has_open(self, domid: int, *paths: str) -> bool:
         """Tell whether a QEMU of the domain has these files open."""
         return any(open_files(pid).issuperset(paths) for pid in self.qemus(domid))
