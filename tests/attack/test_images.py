@@ -13,8 +13,8 @@ from xencolo.disk import Role
 from xencolo.diskspec import parse
 from xencolo.drives import domain_drives, image_drivers
 from xencolo.graph import Form
+from xencolod.image_paths import Found, Wanted, look_at
 from xencolod.places import forbidden
-from xencolod.views import Found, Wanted, look_at
 
 NODES = {"pdev": "params", "active": "active-disk", "hidden": "hidden-disk"}
 
