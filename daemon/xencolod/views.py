@@ -11,20 +11,16 @@ from xencolo.device import Device, check_trust
 from xencolo.disk import Role
 from xencolo.errors import NodeError
 from xencolo.paths import (
-    QDISK,
     DevicePaths,
-    backend_root,
     colo_path,
     domain_path,
     libxl_domain_path,
-    numbers,
-    parse_devid,
 )
 from xencolo.plan import Domain, uuid_of
 from xencolo.status import COMMAND, RECORD, ROLE, STATE, parse_role
-from xencolod.asks import Reads, absent_as_none, names_in
+from xencolod.asks import Reads, absent_as_none
 from xencolod.connection import Answer
-from xencolod.devices import read_devices
+from xencolod.devices import listed, places_of, read_devices
 
 #: libxl's names of the device models that it starts itself.
 _LIBXL_DEVICE_MODELS = {b"qemu_xen", b"qemu_xen_traditional"}
@@ -70,13 +66,6 @@ class _Nodes(NamedTuple):
         )
 
 
-def _listings(domid: int, own_domid: int) -> tuple[str, str]:
-    return (
-        f"{libxl_domain_path(domid)}/device/vbd",
-        f"{backend_root(own_domid)}/{QDISK}/{domid}",
-    )
-
-
 def domain_requests(domid: int, own_domid: int) -> list[requests.Request]:
     """Return what is read of a domain before its devices are."""
     nodes = _Nodes.of(domid)
@@ -84,7 +73,7 @@ def domain_requests(domid: int, own_domid: int) -> list[requests.Request]:
         *map(requests.read, nodes),
         requests.get_permissions(nodes.role),
         requests.get_permissions(nodes.command),
-        *map(requests.directory, _listings(domid, own_domid)),
+        *map(requests.directory, places_of(domid, own_domid)),
     ]
 
 
@@ -107,11 +96,7 @@ async def read_domains(
     :raises XenstoreError: xenstored failed.
     """
     heads = await _heads(to, domids, own_domid)
-    places = [
-        DevicePaths(domid, devid, own_domid)
-        for domid in domids
-        for devid in await _devids(to, domid, own_domid, heads[domid][-2:])
-    ]
+    places = await _places(to, own_domid, heads)
     devices: dict[int, dict[int, Device]] = {domid: {} for domid in domids}
     for place, device in zip(places, await read_devices(to, places, trusted), strict=True):
         if device:
@@ -124,16 +109,18 @@ async def read_domains(
 
 async def read_heads(
     to: Reads, domids: Sequence[int], own_domid: int, trusted: frozenset[int]
-) -> dict[int, Domain]:
-    """Return what the nodes say of these domains, their devices left out.
+) -> tuple[dict[int, Domain], list[DevicePaths]]:
+    """Return what the nodes say of these domains, their devices left out, and which these are.
 
+    :return: the devices as if all were qdisks here.
     :raises XenstoreError: xenstored failed.
     """
     heads = await _heads(to, domids, own_domid)
-    return {
+    domains = {
         domid: _domain(domid, own_domid, head, {}, trusted, {}, xen=False)
         for domid, head in heads.items()
     }
+    return domains, await _places(to, own_domid, heads)
 
 
 async def _heads(to: Reads, domids: Sequence[int], own_domid: int) -> dict[int, list[Answer]]:
@@ -142,11 +129,10 @@ async def _heads(to: Reads, domids: Sequence[int], own_domid: int) -> dict[int, 
     return {domid: answers[i * _COUNT : (i + 1) * _COUNT] for i, domid in enumerate(domids)}
 
 
-async def _devids(to: Reads, domid: int, own_domid: int, listings: Sequence[Answer]) -> list[int]:
-    names: list[str] = []
-    for path, answer in zip(_listings(domid, own_domid), listings, strict=True):
-        names += await names_in(to, path, answer)
-    return numbers(names, parse_devid)
+async def _places(
+    to: Reads, own_domid: int, heads: Mapping[int, Sequence[Answer]]
+) -> list[DevicePaths]:
+    return await listed(to, own_domid, {domid: head[-2:] for domid, head in heads.items()})
 
 
 def _domain(
