@@ -7,47 +7,51 @@ from pathlib import Path
 from typing import NamedTuple
 
 from xencolo.drives import under_dev
+from xencolo.plan import BadImage
 from xencolod.places import is_block_device
+
+#: The one that must be there already; active and hidden disk may be made later.
+_IMAGE = "params"
 
 
 class Wanted(NamedTuple):
-    """The images of a disk that QEMU is to open.
-
-    :ivar image: must be there already.
-    :ivar buffers: active and hidden disk, which may be made later.
-    """
+    """The images of a disk that QEMU is to open, by the nodes that name them."""
 
     domid: int
     devid: int
-    image: str
-    buffers: tuple[str, ...]
+    images: Mapping[str, str]
 
 
 class Found(NamedTuple):
     """What the paths of images lead to.
 
-    :ivar missing: domid → devid → why QEMU can't be given the image.
+    :ivar missing: domid → devid → the first image that QEMU can't be given.
     :ivar block_devices: the paths of those that are one.
     """
 
-    missing: Mapping[int, Mapping[int, str]]
+    missing: Mapping[int, Mapping[int, BadImage]]
     block_devices: frozenset[str]
 
 
 def look_at(wanted: Iterable[Wanted], *, make: bool) -> Found:
     """Return what the images are. Looks at the file system: call it in a thread.
 
-    :param make: a buffer that is absent is made later.
+    :param make: an active or hidden disk that is absent is made later.
     """
-    missing: dict[int, dict[int, str]] = {}
+    missing: dict[int, dict[int, BadImage]] = {}
     devices: set[str] = set()
-    for domid, devid, image, buffers in wanted:
-        for path in (image, *buffers):
-            why = _unusable(path, absent_ok=make and path != image)
-            if why and devid not in missing.get(domid, {}):
-                missing.setdefault(domid, {})[devid] = f"the image {path} {why}"
-        devices |= {path for path in (image, *buffers) if is_block_device(path)}
+    for domid, devid, images in wanted:
+        if bad := _first_bad(images, make=make):
+            missing.setdefault(domid, {})[devid] = bad
+        devices.update(filter(is_block_device, images.values()))
     return Found(missing, frozenset(devices))
+
+
+def _first_bad(images: Mapping[str, str], *, make: bool) -> BadImage | None:
+    for node, path in images.items():
+        if why := _unusable(path, absent_ok=make and node != _IMAGE):
+            return BadImage(node, f"the {'image' if node == _IMAGE else node} {path} {why}")
+    return None
 
 
 def _unmakeable(path: Path) -> str | None:

@@ -62,7 +62,7 @@ class Looking:
         make = self._settings.config.replication.make_images
         wanted = [
             # Active and hidden images are made, or missed, by who prepares a secondary.
-            Wanted(view.domid, devid, images[0], images[1:])
+            Wanted(view.domid, devid, images)
             for view in views
             if view.managed and not self._has_all(view, policy)
             for devid, images in drives_of(view, policy, {}).images.items()

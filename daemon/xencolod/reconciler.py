@@ -8,7 +8,7 @@ from xencolo.device import Device
 from xencolo.drives import Form
 from xencolo.errors import XenstoreError
 from xencolo.paths import backend_root, hint
-from xencolo.plan import Domain, Machine, Plan, Policy, plan
+from xencolo.plan import BadImage, Domain, Machine, Plan, Policy, plan
 from xencolod.config import Config
 from xencolod.crews import Crews
 from xencolod.devices import close, domids
@@ -217,7 +217,7 @@ class Reconciler:
 
     # -- one domain ------------------------------------------------------------------------------
 
-    async def _settle(self, view: Domain, missing: Mapping[int, str]) -> None:
+    async def _settle(self, view: Domain, missing: Mapping[int, BadImage]) -> None:
         domid = view.domid
         if domid not in self._told and not (view.devices or view.managed or view.published):
             return
