@@ -107,7 +107,7 @@ class Daemon:
                 if number != signal.SIGHUP:
                     self._notifier.stopping()
                     emit(self._settings.log, "daemon.stopping", signal=signal.Signals(number).name)
-                    await self._reconciler.rest()
+                    await self._reconciler.crews.rest()
                     scope.cancel()
                     return
                 self._reload()

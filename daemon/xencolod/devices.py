@@ -1,7 +1,7 @@
 """Devices in xenstore: find, read, add and remove them, as libxl does."""
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import NamedTuple
@@ -65,29 +65,61 @@ async def domids(client: Client, own_domid: int) -> list[int]:
     return numbers(chain.from_iterable(await directories(client, roots)), parse_domid)
 
 
-async def find(client: Client, own_domid: int, domid: int | None = None) -> list[DevicePaths]:
-    """Return all block devices of one domain or of all, whoever serves them.
+def places_of(domid: int, own_domid: int) -> tuple[str, str]:
+    """Return where a domain's block devices are listed: the toolstack's copies, and the backends here."""
+    return (
+        f"{libxl_domain_path(domid)}/device/vbd",
+        f"{backend_root(own_domid)}/{QDISK}/{domid}",
+    )
 
-    A device is in the toolstack's copy, or among the backends, or both. Three round trips, however
+
+async def listed(
+    to: Asks, own_domid: int, answers: Mapping[int, Sequence[Answer]]
+) -> list[DevicePaths]:
+    """Return the block devices of domains, each as if it were a qdisk here: :func:`locate` tells.
+
+    :param answers: to ``DIRECTORY`` of :func:`places_of`, by domid.
+    :raises XenstoreError: xenstored failed.
+    """
+    return [
+        DevicePaths(domid, devid, own_domid)
+        for domid, listings in answers.items()
+        for devid in await _devids(to, places_of(domid, own_domid), listings)
+    ]
+
+
+async def _devids(to: Asks, places: Sequence[str], listings: Sequence[Answer]) -> list[int]:
+    names: list[str] = []
+    for path, answer in zip(places, listings, strict=True):
+        names += await names_in(to, path, answer)
+    return numbers(names, parse_devid)
+
+
+async def find(client: Client, own_domid: int, domids: Sequence[int]) -> list[DevicePaths]:
+    """Return all block devices of domains, whoever serves them.
+
+    A device is in the toolstack's copy, or among the backends, or both. Two round trips, however
     many there are.
 
     :raises XenstoreError: xenstored failed.
     """
-    guests = [domid] if domid is not None else await domids(client, own_domid)
-    told = [f"{libxl_domain_path(guest)}/device/vbd" for guest in guests]
-    served = [f"{backend_root(own_domid)}/{QDISK}/{guest}" for guest in guests]
-    names = await directories(client, told + served)
-    here = [
-        DevicePaths(guest, devid, own_domid)
-        for guest, *both in zip(guests, names, names[len(guests) :], strict=False)
-        for devid in numbers(chain.from_iterable(both), parse_devid)
-    ]
-    backends = await client.spread([requests.read(f"{paths.libxl}/backend") for paths in here])
+    asked = [place for domid in domids for place in places_of(domid, own_domid)]
+    answers = iter(await client.batch([*map(requests.directory, asked)]))
+    by_domid = {domid: listings for domid, *listings in zip(domids, answers, answers, strict=False)}
+    return await locate(client, await listed(client, own_domid, by_domid))
+
+
+async def locate(to: Reads, here: Sequence[DevicePaths]) -> list[DevicePaths]:
+    """Return where devices are served: the toolstack says so, else they are qdisks here.
+
+    :param here: as :func:`listed` gives them.
+    :raises XenstoreError: xenstored failed.
+    """
+    backends = await to.spread([requests.read(f"{paths.libxl}/backend") for paths in here])
     return [_located(*pair) for pair in zip(here, map(absent_as_none, backends), strict=True)]
 
 
 def _located(here: DevicePaths, backend: bytes | None) -> DevicePaths:
-    """Return where a device is served: the toolstack says so, else it is a qdisk here."""
     try:
         paths = parse_backend((backend or b"").decode("ascii", "replace"))
     except PathError:

@@ -24,7 +24,7 @@ from xencolo.wire import Op, Permission
 from xencolod.asks import Asks, demand, directory, read
 from xencolod.devices import (
     domids,
-    find,
+    locate,
     read_devices,
     remove_with_empty_parents,
     trusted_domids,
@@ -63,10 +63,9 @@ async def survey(client: Client, domid: int | None = None) -> list[Found]:
     """
     trusted = trusted_domids(TOOLSTACK_DOMID)
     numbers = await domids(client, TOOLSTACK_DOMID) if domid is None else [domid]
-    heads = await read_heads(client, numbers, TOOLSTACK_DOMID, trusted)
-    paths = await find(client, TOOLSTACK_DOMID, domid)
+    heads, here = await read_heads(client, numbers, TOOLSTACK_DOMID, trusted)
     devices: dict[int, list[Device]] = {}
-    for device in await read_devices(client, paths, trusted):
+    for device in await read_devices(client, await locate(client, here), trusted):
         if device:
             devices.setdefault(device.paths.domid, []).append(device)
     if domid is not None and not heads[domid].exists and domid not in devices:

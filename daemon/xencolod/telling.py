@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from xencolo.device import Device
-from xencolo.plan import Domain, Plan
+from xencolo.plan import BadImage, Domain, Plan
 from xencolo.status import DeviceState, DomainState, DomainStatus
 from xencolod.log import Logger, emit
 
@@ -21,7 +21,9 @@ class Told:
     status: DomainStatus | None = None
     role_error: str | None = None
 
-    def tell(self, log: Logger, view: Domain, decided: Plan, missing: Mapping[int, str]) -> None:
+    def tell(
+        self, log: Logger, view: Domain, decided: Plan, missing: Mapping[int, BadImage]
+    ) -> None:
         """Log what is new.
 
         :param missing: what is wrong with the images of a disk, by devid.
@@ -76,7 +78,7 @@ class Told:
             emit(log, "device.gone", backend=gone.paths.backend)
 
     def _tell_complaints(
-        self, domain_log: Logger, view: Domain, decided: Plan, missing: Mapping[int, str]
+        self, domain_log: Logger, view: Domain, decided: Plan, missing: Mapping[int, BadImage]
     ) -> None:
         """Log each error of each disk once, and once more when it is gone."""
         now: dict[tuple[int, str, str], str] = {}
@@ -105,7 +107,7 @@ def _tell_complaint(log: Logger, path: str, node: str, kind: str, error: str) ->
 
 
 def _complaints(
-    device: Device, decided: Plan, missing: Mapping[int, str]
+    device: Device, decided: Plan, missing: Mapping[int, BadImage]
 ) -> list[tuple[str, str, str, str]]:
     """Return (path, node, kind, error) of all that is wrong with a disk."""
     if device.errors:

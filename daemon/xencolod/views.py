@@ -1,8 +1,7 @@
 """What the nodes say of whole domains: read in two round trips, however many domains there are."""
 
 import os
-import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -10,24 +9,18 @@ from typing import NamedTuple
 from xencolo import requests
 from xencolo.device import Device, check_trust
 from xencolo.disk import Role
-from xencolo.drives import under_dev
 from xencolo.errors import NodeError
 from xencolo.paths import (
-    QDISK,
     DevicePaths,
-    backend_root,
     colo_path,
     domain_path,
     libxl_domain_path,
-    numbers,
-    parse_devid,
 )
 from xencolo.plan import Domain, uuid_of
 from xencolo.status import COMMAND, RECORD, ROLE, STATE, parse_role
-from xencolod.asks import Reads, absent_as_none, names_in
+from xencolod.asks import Reads, absent_as_none
 from xencolod.connection import Answer
-from xencolod.devices import read_devices
-from xencolod.places import is_block_device
+from xencolod.devices import listed, places_of, read_devices
 
 #: libxl's names of the device models that it starts itself.
 _LIBXL_DEVICE_MODELS = {b"qemu_xen", b"qemu_xen_traditional"}
@@ -73,13 +66,6 @@ class _Nodes(NamedTuple):
         )
 
 
-def _listings(domid: int, own_domid: int) -> tuple[str, str]:
-    return (
-        f"{libxl_domain_path(domid)}/device/vbd",
-        f"{backend_root(own_domid)}/{QDISK}/{domid}",
-    )
-
-
 def domain_requests(domid: int, own_domid: int) -> list[requests.Request]:
     """Return what is read of a domain before its devices are."""
     nodes = _Nodes.of(domid)
@@ -87,7 +73,7 @@ def domain_requests(domid: int, own_domid: int) -> list[requests.Request]:
         *map(requests.read, nodes),
         requests.get_permissions(nodes.role),
         requests.get_permissions(nodes.command),
-        *map(requests.directory, _listings(domid, own_domid)),
+        *map(requests.directory, places_of(domid, own_domid)),
     ]
 
 
@@ -110,11 +96,7 @@ async def read_domains(
     :raises XenstoreError: xenstored failed.
     """
     heads = await _heads(to, domids, own_domid)
-    places = [
-        DevicePaths(domid, devid, own_domid)
-        for domid in domids
-        for devid in await _devids(to, domid, own_domid, heads[domid][-2:])
-    ]
+    places = await _places(to, own_domid, heads)
     devices: dict[int, dict[int, Device]] = {domid: {} for domid in domids}
     for place, device in zip(places, await read_devices(to, places, trusted), strict=True):
         if device:
@@ -127,16 +109,18 @@ async def read_domains(
 
 async def read_heads(
     to: Reads, domids: Sequence[int], own_domid: int, trusted: frozenset[int]
-) -> dict[int, Domain]:
-    """Return what the nodes say of these domains, their devices left out.
+) -> tuple[dict[int, Domain], list[DevicePaths]]:
+    """Return what the nodes say of these domains, their devices left out, and which these are.
 
+    :return: the devices as if all were qdisks here.
     :raises XenstoreError: xenstored failed.
     """
     heads = await _heads(to, domids, own_domid)
-    return {
+    domains = {
         domid: _domain(domid, own_domid, head, {}, trusted, {}, xen=False)
         for domid, head in heads.items()
     }
+    return domains, await _places(to, own_domid, heads)
 
 
 async def _heads(to: Reads, domids: Sequence[int], own_domid: int) -> dict[int, list[Answer]]:
@@ -145,11 +129,10 @@ async def _heads(to: Reads, domids: Sequence[int], own_domid: int) -> dict[int, 
     return {domid: answers[i * _COUNT : (i + 1) * _COUNT] for i, domid in enumerate(domids)}
 
 
-async def _devids(to: Reads, domid: int, own_domid: int, listings: Sequence[Answer]) -> list[int]:
-    names: list[str] = []
-    for path, answer in zip(_listings(domid, own_domid), listings, strict=True):
-        names += await names_in(to, path, answer)
-    return numbers(names, parse_devid)
+async def _places(
+    to: Reads, own_domid: int, heads: Mapping[int, Sequence[Answer]]
+) -> list[DevicePaths]:
+    return await listed(to, own_domid, {domid: head[-2:] for domid, head in heads.items()})
 
 
 def _domain(
@@ -250,64 +233,3 @@ def _device_model(
     if for_domid not in ([], [str(domid).encode()]):
         return None, pid
     return f"{argv[0].decode('utf-8', 'replace')}, pid {pid}, runs the domain's device model", None
-
-
-class Wanted(NamedTuple):
-    """The images of a disk that QEMU is to open.
-
-    :ivar image: must be there already.
-    :ivar buffers: active and hidden disk, which may be made later.
-    """
-
-    domid: int
-    devid: int
-    image: str
-    buffers: tuple[str, ...]
-
-
-class Found(NamedTuple):
-    """What the paths of images lead to.
-
-    :ivar missing: domid → devid → why QEMU can't be given the image.
-    :ivar block_devices: the paths of those that are one.
-    """
-
-    missing: Mapping[int, Mapping[int, str]]
-    block_devices: frozenset[str]
-
-
-def look_at(wanted: Iterable[Wanted], *, make: bool) -> Found:
-    """Return what the images are. Looks at the file system: call it in a thread.
-
-    :param make: a buffer that is absent is made later.
-    """
-    missing: dict[int, dict[int, str]] = {}
-    devices: set[str] = set()
-    for domid, devid, image, buffers in wanted:
-        for path in (image, *buffers):
-            why = _unusable(path, absent_ok=make and path != image)
-            if why and devid not in missing.get(domid, {}):
-                missing.setdefault(domid, {})[devid] = f"the image {path} {why}"
-        devices |= {path for path in (image, *buffers) if is_block_device(path)}
-    return Found(missing, frozenset(devices))
-
-
-def _unmakeable(path: Path) -> str | None:
-    folder = path.parent
-    return None if folder.is_dir() else f"can't be made: {folder} is no directory"
-
-
-def _unusable(path: str, *, absent_ok: bool) -> str | None:
-    try:
-        mode = Path(path).stat().st_mode
-    except FileNotFoundError:
-        return _unmakeable(Path(path)) if absent_ok else "does not exist"
-    except OSError as error:
-        return f"can't be read: {error.strerror}"
-    if not os.access(path, os.R_OK):
-        return "can't be read"
-    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-        return "is neither a regular file nor a block device"
-    if under_dev(path) and not stat.S_ISBLK(mode):
-        return "is no block device, and in /dev nothing else is an image"
-    return None

@@ -36,13 +36,13 @@ class DomainDrives:
     :ivar arguments: QEMU's arguments, by devid and so the same for the same disks in any order.
     :ivar skipped: devid → why libxl does not emulate this disk; the guest's PV driver sees it.
     :ivar errors: devid → why this disk can't be had in this role; the others are not concerned.
-    :ivar images: devid → the files that QEMU will open for the disk.
+    :ivar images: devid → the files that QEMU will open for the disk, by the nodes that name them.
     """
 
     arguments: tuple[str, ...]
     skipped: Mapping[int, str]
     errors: Mapping[int, DriveError]
-    images: Mapping[int, tuple[str, ...]]
+    images: Mapping[int, Mapping[str, str]]
 
 
 def under_dev(path: str) -> bool:
@@ -87,7 +87,7 @@ def domain_drives(
         if error := _refusal(drive):
             errors.setdefault(drive.disk.devid, error)
     good = [drive for drive in placed if drive.disk.devid not in errors]
-    images = {drive.disk.devid: tuple(drive.images.values()) for drive in good}
+    images = {drive.disk.devid: drive.images for drive in good}
     return DomainDrives(render(good, form, is_block_device), skipped, errors, images)
 
 

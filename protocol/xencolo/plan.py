@@ -127,6 +127,17 @@ class Machine(NamedTuple):
         )
 
 
+class BadImage(NamedTuple):
+    """An image that QEMU can't be given.
+
+    :ivar node: the name of the node that names it.
+    :ivar error: what is wrong, in words.
+    """
+
+    node: str
+    error: str
+
+
 class Plan(NamedTuple):
     """What to do and what to say.
 
@@ -167,7 +178,7 @@ class Policy(NamedTuple):
 
 
 def device_states(
-    devices: Mapping[int, Device], drives: DomainDrives, missing: Mapping[int, str]
+    devices: Mapping[int, Device], drives: DomainDrives, missing: Mapping[int, BadImage]
 ) -> dict[int, tuple[DeviceState, str | None]]:
     """Return state and error of each device; ``missing`` says which images can't be opened."""
     states: dict[int, tuple[DeviceState, str | None]] = {}
@@ -178,7 +189,7 @@ def device_states(
         elif devid in drives.errors:
             states[devid] = DeviceState.ERROR, str(drives.errors[devid])
         elif devid in missing:
-            states[devid] = DeviceState.ERROR, missing[devid]
+            states[devid] = DeviceState.ERROR, missing[devid].error
         elif devid in drives.skipped:
             states[devid] = DeviceState.SKIPPED, drives.skipped[devid]
         elif device.bypassed:
@@ -189,7 +200,7 @@ def device_states(
 
 
 def drives_of(
-    domain: Domain, policy: Policy, missing: Mapping[int, str], running: Launch | None = None
+    domain: Domain, policy: Policy, missing: Mapping[int, BadImage], running: Launch | None = None
 ) -> DomainDrives:
     """Return the drives of the domain's role, without disks that leave or whose images can't be opened.
 
@@ -270,7 +281,7 @@ def another_guest(launch: Launch | None, domain: Domain) -> bool:
     return bool(launch and launch.uuid and domain.uuid and launch.uuid != domain.uuid)
 
 
-def plan(domain: Domain, machine: Machine, policy: Policy, missing: Mapping[int, str]) -> Plan:
+def plan(domain: Domain, machine: Machine, policy: Policy, missing: Mapping[int, BadImage]) -> Plan:
     """Return what to do for one domain and what to publish of it.
 
     A running QEMU is ended only when its domain or the last of its disks has gone or is leaving, or
@@ -303,7 +314,8 @@ def plan(domain: Domain, machine: Machine, policy: Policy, missing: Mapping[int,
     devices |= dict.fromkeys(leaving, (DeviceState.LEAVING, _KEPT if kept else None))
     closing = (devid for devid, device in leaving.items() if device.state == CLOSING)
     closed = () if held or domain.foreign else tuple(sorted(closing))
-    culprits = {devid: error.node for devid, error in drives.errors.items()}
+    culprits = {devid: image.node for devid, image in missing.items()}
+    culprits |= {devid: error.node for devid, error in drives.errors.items()}
     return Plan(launch, _status(state, machine, devices, error), closed, culprits)
 
 

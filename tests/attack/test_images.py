@@ -13,8 +13,9 @@ from xencolo.disk import Role
 from xencolo.diskspec import parse
 from xencolo.drives import domain_drives, image_drivers
 from xencolo.graph import Form
+from xencolo.plan import BadImage
+from xencolod.image_paths import Found, Wanted, look_at
 from xencolod.places import forbidden
-from xencolod.views import Found, Wanted, look_at
 
 NODES = {"pdev": "params", "active": "active-disk", "hidden": "hidden-disk"}
 
@@ -110,7 +111,9 @@ def test_a_block_device_is_known_by_what_it_is(own_dev: Path, tmp_path: Path) ->
     link.symlink_to(device)
     regular.touch()
     paths = enumerate((device, link, regular))
-    wanted = [Wanted(5, number, str(path), (str(link),)) for number, path in paths]
+    wanted = [
+        Wanted(5, number, {"params": str(path), "active-disk": str(link)}) for number, path in paths
+    ]
     assert look_at(wanted, make=True) == Found({}, frozenset({str(device), str(link)}))
 
 
@@ -129,9 +132,8 @@ def test_what_is_no_image_is_the_error_of_its_disk(name: str, why: str, own_dev:
     (own_dev / "dangling").symlink_to("absent")
     (own_dev / "regular").touch()
     path = f"{own_dev}/{name}"
-    assert look_at([Wanted(5, 1, path, ())], make=True).missing == {
-        5: {1: f"the image {path} {why}"}
-    }
+    found = look_at([Wanted(5, 1, {"params": path})], make=True)
+    assert found.missing == {5: {1: BadImage("params", f"the image {path} {why}")}}
 
 
 @pytest.mark.parametrize("role", [Role.NONE, Role.PRIMARY, Role.SECONDARY])
@@ -140,11 +142,22 @@ def test_the_images_are_read_back_from_the_arguments(form: Form, role: Role) -> 
     colo = "colo,colo-host=h,colo-port=1,colo-export=E,active-disk=/i/x,hidden-disk=/i/y"
     disk = parse(f"vdev=hda,{colo},target=/i/a,b=c,,d,")
     drives = domain_drives([disk], role, form, is_block_device=lambda path: path == "/i/y")
-    drivers = dict.fromkeys(drives.images[disk.devid], "")
+    drivers = dict.fromkeys(drives.images[disk.devid].values(), "")
     if form is Form.BLOCKDEV:
         drivers = {path: "host_device" if path == "/i/y" else "file" for path in drivers}
     assert drivers.keys() >= {"/i/a,b=c,,d,"}
     assert image_drivers(drives.arguments) == drivers
+
+
+@pytest.mark.parametrize("make", [True, False])
+def test_the_first_bad_image_is_told_by_its_node(make: bool, tmp_path: Path) -> None:
+    image, active, hidden = (tmp_path / name for name in ("image", "active", "none/hidden"))
+    image.touch()
+    images = {"params": str(image), "active-disk": str(active), "hidden-disk": str(hidden)}
+    unmakeable = f"the hidden-disk {hidden} can't be made: {hidden.parent} is no directory"
+    absent = f"the active-disk {active} does not exist"
+    bad = BadImage("hidden-disk", unmakeable) if make else BadImage("active-disk", absent)
+    assert look_at([Wanted(5, 1, images)], make=make).missing == {5: {1: bad}}
 
 
 # -- the daemon ---------------------------------------------------------------------------------

@@ -146,7 +146,7 @@ def test_qemu_opens_what_the_nodes_name(
         ]
         drives = domain_drives(disks, role, form)
         assert not drives.errors
-        named = {path for paths in drives.images.values() for path in paths}
+        named = {path for images in drives.images.values() for path in images.values()}
         assert set(image_drivers(drives.arguments)) == named
         with qemu(newer(drives.arguments), Path(base)) as machine:
             opened = set(machine.opened(Path(base)))

@@ -44,7 +44,7 @@ TRUSTED = devices.trusted_domids(0)
 
 
 async def reconstruct(client: Client) -> None:
-    found = await devices.find(client, 0)
+    found = await devices.find(client, 0, await devices.domids(client, 0))
     read = await devices.read_devices(client, found, TRUSTED)
     good = sum(1 for device in read if device and device.disk and device.is_colo)
     if good != DOMAINS * DISKS_PER_DOMAIN:

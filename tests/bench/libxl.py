@@ -107,7 +107,7 @@ class Tap:
 
 async def ours(client: Client) -> list[str]:
     """Return our disks, as the C program prints libxl's."""
-    found = await devices.find(client, 0)
+    found = await devices.find(client, 0, await devices.domids(client, 0))
     read = await devices.read_devices(client, found, TRUSTED)
     return [as_libxl_shows(device) for device in read if device]
 

@@ -19,7 +19,7 @@ from xencolo.errors import DeviceError, StoreError, VdevError, WireError
 from xencolo.paths import DevicePaths
 from xencolo.requests import Request
 from xencolo.store import Session, Store
-from xencolo.wire import Packet, Permission
+from xencolo.wire import Op, Packet, Permission
 from xencolod import devices, domains
 from xencolod.asks import demand, directory, permissions, read
 from xencolod.embedded import serve_embedded
@@ -60,7 +60,8 @@ async def tree(client: Client, root: str = "/") -> dict[str, bytes | None]:
 
 
 async def found(client: Client, domid: int | None = None) -> list[Device]:
-    places = await devices.find(client, 0, domid)
+    asked = await devices.domids(client, 0) if domid is None else [domid]
+    places = await devices.find(client, 0, asked)
     return [d for d in await devices.read_devices(client, places, TRUSTED) if d]
 
 
@@ -311,6 +312,18 @@ async def test_what_has_changed_meanwhile_counts(
         assert await read(client, f"{LX}/dev") == (b"theirs" if change is add_the_same else None)
         for path in (f"{LX}/params", BE, FE, "/libxl/5/colo"):
             assert await read(client, path) is None
+
+
+async def test_a_survey_lists_each_directory_once(tmp_path: Path, autojump_clock: Clock) -> None:
+    async with interfering(tmp_path, autojump_clock) as (client, store):
+        await devices.add(client, 5, COLO)
+        for asked in (5, None):
+            del store.requests[:]
+            (domain,) = await domains.survey(client, asked)
+            assert [device.paths for device in domain.devices] == [PATHS]
+            listed = [request for request in store.requests if request.op == Op.DIRECTORY]
+            assert requests.directory("/libxl/5/device/vbd") in listed
+            assert len(listed) == len(set(listed))
 
 
 async def test_conflicts_without_end(tmp_path: Path, autojump_clock: Clock) -> None:

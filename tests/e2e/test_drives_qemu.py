@@ -152,7 +152,7 @@ def test_a_colo_disk_in_every_role(role: Role, vdevs: list[str], tmp_path: Path)
         if role is Role.SECONDARY:
             _replicate(machine, disks, tmp_path)
         opened = machine.opened(tmp_path)
-    assert set(opened) == {path for paths in drives.images.values() for path in paths}
+    assert set(opened) == {path for images in drives.images.values() for path in images.values()}
     written = {d.pdev_path for d in disks} | {
         d.active_disk for d in disks if role is Role.SECONDARY
     }
@@ -247,7 +247,7 @@ def test_a_hostile_path_is_only_a_path(form: Form, role: Role, tmp_path: Path) -
     assert not drives.errors
     with qemu(drives.arguments, tmp_path) as machine:
         opened = machine.opened(tmp_path)
-    assert set(opened) == {path for paths in drives.images.values() for path in paths}
+    assert set(opened) == {path for images in drives.images.values() for path in images.values()}
 
 
 def test_discard_reaches_the_image_unless_told_not_to(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def nodes(data: bytes) -> None:
     for role in Role:
         for form in Form:
             drives = domain_drives([device.disk], role, form)
-            named = {path for images in drives.images.values() for path in images}
+            named = {path for images in drives.images.values() for path in images.values()}
             assert set(image_drivers(drives.arguments)) == named
             assert not any("\0" in word or "\n" in word for word in drives.arguments)
             assert [word for word in drives.arguments[::2] if word[0] != "-"] == []

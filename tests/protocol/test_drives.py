@@ -146,7 +146,8 @@ GRAPHS: dict[Role, list[Any]] = {
         QUORUM_NODE | {"children": ["replication-768"]},
     ],
 }
-IMAGES = {Role.NONE: ("/P",), Role.PRIMARY: ("/P",), Role.SECONDARY: ("/P", "/A", "/H")}
+IMAGES = {role: {"params": "/P"} for role in Role}
+IMAGES[Role.SECONDARY] |= {"active-disk": "/A", "hidden-disk": "/H"}
 
 
 @pytest.mark.parametrize("role", Role)
@@ -176,7 +177,7 @@ def test_where_each_disk_goes() -> None:
         "ide-hd,drive=plain-51728,bus=ide.0,unit=1,id=disk-51728",
     ]
     assert made.arguments[:2] == ("-device", "lsi53c895a,id=lsi")
-    assert made.images[5632] == ()
+    assert made.images[5632] == {}
 
 
 def test_a_cdrom_is_on_ide_as_libxl_has_it() -> None:
@@ -211,7 +212,7 @@ def test_no_discard() -> None:
 def test_a_path_is_only_a_path(path: str) -> None:
     made = drives(f"vdev=hda,target={path}")
     assert blockdevs(made.arguments)[0]["file"] == {"driver": "file", "filename": path}
-    assert made.images == {768: (path,)}
+    assert made.images == {768: {"params": path}}
 
 
 def test_block_devices() -> None:
@@ -443,6 +444,6 @@ def test_every_disk_is_given_or_its_absence_is_stated(
     made = domain_drives(disks, role, form)
     stated = [set(made.images), set(made.skipped), set(made.errors)]
     assert set.union(*stated) == {disk.devid for disk in disks}
-    used = [path for paths in made.images.values() for path in paths]
+    used = [path for images in made.images.values() for path in images.values()]
     assert len(set(used)) == len(used)
     assert all(any(path in word for word in made.arguments) for path in used)

@@ -14,7 +14,18 @@ from xencolo.disk import Backend, Disk, Format, Role
 from xencolo.drives import Form
 from xencolo.errors import MissingNode
 from xencolo.paths import DevicePaths
-from xencolo.plan import Domain, Launch, Machine, Phase, Plan, Policy, drives_of, plan, refusal
+from xencolo.plan import (
+    BadImage,
+    Domain,
+    Launch,
+    Machine,
+    Phase,
+    Plan,
+    Policy,
+    drives_of,
+    plan,
+    refusal,
+)
 from xencolo.status import DeviceState, DomainState, DomainStatus
 
 UUID, OTHER_UUID = "6b0e5f0a-0000-4000-8000-000000000001", "6b0e5f0a-0000-4000-8000-000000000002"
@@ -51,7 +62,7 @@ CLOSES = (RESTART._replace(closes=True), KEEP._replace(closes=True))
 
 
 def launch_of(
-    domain: Domain, missing: Mapping[int, str] | None = None, policy: Policy = RESTART
+    domain: Domain, missing: Mapping[int, BadImage] | None = None, policy: Policy = RESTART
 ) -> Launch:
     """Return what a QEMU for this domain is started with."""
     arguments = drives_of(domain, policy, missing or {}).arguments
@@ -84,7 +95,7 @@ class Row(NamedTuple):
     state: DomainState | None
     error: str | None = None
     policies: tuple[Policy, ...] = (RESTART, KEEP)
-    missing: Mapping[int, str] = {}
+    missing: Mapping[int, BadImage] = {}
     closed: tuple[int, ...] = ()
 
 
@@ -111,7 +122,7 @@ BROKEN_LEAVES = DOMAIN._replace(
     devices={**HAS_A, B: broken(B)._replace(online=False, state=5)},
 )
 OFFLINE = DOMAIN._replace(devices={A: leaving(COLO, state=4)})
-NO_IMAGE = {A: "the image /srv/a.img does not exist"}
+NO_IMAGE = {A: BadImage("params", "the image /srv/a.img does not exist")}
 FAILED = Machine(Phase.FAILED, WITH_A, None, "exit status 1")
 
 ROWS = {
@@ -144,7 +155,7 @@ ROWS = {
         NONE,
         None,
         S.WAITING,
-        f"no disk can be given to QEMU: {NO_IMAGE[A]}",
+        f"no disk can be given to QEMU: {NO_IMAGE[A].error}",
         missing=NO_IMAGE,
     ),
     "one image of two": Row(BOTH, NONE, WITH_B, S.LAUNCHING, missing=NO_IMAGE),
@@ -353,8 +364,9 @@ def test_each_disk_has_its_state_and_reason() -> None:
         FAR: device(DISK_FAR),
         832: device(msgspec.structs.replace(DISK_B, vdev="hdb", pdev_path="/srv/h.img")),
     }
-    missing = {832: "the image /srv/h.img does not exist"}
-    status = plan(DOMAIN._replace(devices=devices), NONE, RESTART, missing).status
+    missing = {832: BadImage("hidden-disk", "the hidden-disk /srv/h.img does not exist")}
+    decided = plan(DOMAIN._replace(devices=devices), NONE, RESTART, missing)
+    status = decided.status
     assert status
     states = {devid: state for devid, (state, _) in status.devices.items()}
     assert states == {
@@ -369,7 +381,8 @@ def test_each_disk_has_its_state_and_reason() -> None:
     assert words[B] == "Missing xenstore node /libxl/5/device/vbd/51728/mode"
     assert "read-only" in words[CD]
     assert "PV driver" in words[FAR]
-    assert words[832] == "the image /srv/h.img does not exist"
+    assert words[832] == "the hidden-disk /srv/h.img does not exist"
+    assert decided.culprits == {CD: "mode", 832: "hidden-disk"}
 
 
 def test_a_disk_that_leaves_says_whether_it_is_held_up() -> None:
@@ -461,10 +474,13 @@ POLICIES = st.builds(
     st.sampled_from([None, 64]),
     closes=st.booleans(),
 )
-MISSING = st.dictionaries(st.sampled_from([A, B]), st.just("no such image"), max_size=2)
+BAD_IMAGE = BadImage("params", "no such image")
+MISSING = st.dictionaries(st.sampled_from([A, B]), st.just(BAD_IMAGE), max_size=2)
 
 
-def none_left(domain: Domain, launch: Launch, policy: Policy, missing: Mapping[int, str]) -> bool:
+def none_left(
+    domain: Domain, launch: Launch, policy: Policy, missing: Mapping[int, BadImage]
+) -> bool:
     """Whether all of QEMU's disks have gone or leave; one that broke has not gone."""
     staying = policy.staying(domain)
     drives = drives_of(domain, policy, missing)
@@ -481,7 +497,7 @@ def another(domain: Domain, launch: Launch) -> bool:
 
 @given(DOMAINS, MACHINES, POLICIES, MISSING)
 def test_a_running_qemu_is_ended_only_with_its_domain_or_its_last_disk(
-    domain: Domain, machine: Machine, policy: Policy, missing: dict[int, str]
+    domain: Domain, machine: Machine, policy: Policy, missing: dict[int, BadImage]
 ) -> None:
     decided = plan(domain, machine, policy, missing)
     if not machine.may_hold_guest or not machine.launch:
@@ -499,7 +515,7 @@ def test_a_running_qemu_is_ended_only_with_its_domain_or_its_last_disk(
 
 @given(DOMAINS, MACHINES, POLICIES, MISSING)
 def test_a_running_qemu_is_replaced_only_where_that_is_allowed_and_all_is_well(
-    domain: Domain, machine: Machine, policy: Policy, missing: dict[int, str]
+    domain: Domain, machine: Machine, policy: Policy, missing: dict[int, BadImage]
 ) -> None:
     decided = plan(domain, machine, policy, missing)
     if not machine.may_hold_guest or decided.launch in {None, machine.launch}:
@@ -514,7 +530,7 @@ def test_a_running_qemu_is_replaced_only_where_that_is_allowed_and_all_is_well(
 
 @given(DOMAINS, MACHINES, POLICIES, MISSING)
 def test_a_backend_is_closed_only_when_qemu_has_let_go_of_the_disk(
-    domain: Domain, machine: Machine, policy: Policy, missing: dict[int, str]
+    domain: Domain, machine: Machine, policy: Policy, missing: dict[int, BadImage]
 ) -> None:
     held = " ".join(machine.launch.drives) if machine.alive and machine.launch else ""
     for devid in plan(domain, machine, policy, missing).closed:
@@ -529,7 +545,7 @@ def test_a_backend_is_closed_only_when_qemu_has_let_go_of_the_disk(
 
 @given(DOMAINS, MACHINES, POLICIES, MISSING)
 def test_no_qemu_is_started_beside_another_ones(
-    domain: Domain, machine: Machine, policy: Policy, missing: dict[int, str]
+    domain: Domain, machine: Machine, policy: Policy, missing: dict[int, BadImage]
 ) -> None:
     decided = plan(domain, machine, policy, missing)
     if domain.foreign and decided.launch:
@@ -539,7 +555,7 @@ def test_no_qemu_is_started_beside_another_ones(
 
 @given(DOMAINS, MACHINES, POLICIES, MISSING)
 def test_nothing_is_started_under_a_guest_whose_device_model_died(
-    domain: Domain, machine: Machine, policy: Policy, missing: dict[int, str]
+    domain: Domain, machine: Machine, policy: Policy, missing: dict[int, BadImage]
 ) -> None:
     decided = plan(domain, machine, policy, missing)
     if domain.gone_pid and not policy.restart and not machine.may_hold_guest:
@@ -554,12 +570,12 @@ def test_a_disk_that_breaks_changes_nothing_of_a_running_qemu(
     machine = running(launch_of(whole))
     spoiled = whole._replace(devices={**HAS_AB, devid: broken(devid)})
     assert plan(spoiled, machine, policy, {}).launch == machine.launch
-    assert plan(whole, machine, policy, {devid: "no such image"}).launch == machine.launch
+    assert plan(whole, machine, policy, {devid: BAD_IMAGE}).launch == machine.launch
 
 
 @given(DOMAINS, MACHINES, POLICIES, MISSING)
 def test_what_is_launched_is_what_the_nodes_describe(
-    domain: Domain, machine: Machine, policy: Policy, missing: dict[int, str]
+    domain: Domain, machine: Machine, policy: Policy, missing: dict[int, BadImage]
 ) -> None:
     decided = plan(domain, machine, policy, missing)
     if decided.launch and decided.launch != machine.launch:
@@ -569,7 +585,7 @@ def test_what_is_launched_is_what_the_nodes_describe(
 
 @given(DOMAINS, MACHINES, POLICIES, MISSING)
 def test_two_calls_are_one_and_the_order_of_the_disks_is_no_matter(
-    domain: Domain, machine: Machine, policy: Policy, missing: dict[int, str]
+    domain: Domain, machine: Machine, policy: Policy, missing: dict[int, BadImage]
 ) -> None:
     decided = plan(domain, machine, policy, missing)
     backwards = domain._replace(devices=dict(reversed(list(domain.devices.items()))))
@@ -577,7 +593,7 @@ def test_two_calls_are_one_and_the_order_of_the_disks_is_no_matter(
     assert plan(backwards, machine, policy, missing) == decided
 
 
-def settled(domain: Domain, machine: Machine, policy: Policy, missing: dict[int, str]) -> Plan:
+def settled(domain: Domain, machine: Machine, policy: Policy, missing: dict[int, BadImage]) -> Plan:
     """Let QEMUs start and end as they are wanted until the plan wants what is."""
     for _ in range(8):
         decided = plan(domain, machine, policy, missing)
@@ -603,7 +619,7 @@ def settled(domain: Domain, machine: Machine, policy: Policy, missing: dict[int,
 
 @given(DOMAINS, MACHINES, POLICIES, MISSING)
 def test_it_settles(
-    domain: Domain, machine: Machine, policy: Policy, missing: dict[int, str]
+    domain: Domain, machine: Machine, policy: Policy, missing: dict[int, BadImage]
 ) -> None:
     """No state of nodes makes QEMUs come and go for ever."""
     status = settled(domain, machine, policy, missing).status

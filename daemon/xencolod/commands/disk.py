@@ -292,7 +292,7 @@ def remove(domid: int, vdev: str, force: bool) -> None:
     devid = vdev_to_devid(vdev)
 
     async def detach(client: "Client") -> bool:
-        places = await devices.find(client, domains.TOOLSTACK_DOMID, domid)
+        places = await devices.find(client, domains.TOOLSTACK_DOMID, [domid])
         if not places:
             await domains.require(client, domid)
         here = [paths for paths in places if paths.devid == devid]
