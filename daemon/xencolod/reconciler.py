@@ -365,7 +365,8 @@ class Reconciler:
             view = await recall(performer, view)
             view = as_recorded(view, performer.record, known.machine.launch)
         policy = self._policy()
-        if known.crew and known.crew.replicator.holds_checkpoint and known.machine.may_hold_guest:
+        running = known.machine.launch if known.machine.may_hold_guest else None
+        if known.crew and known.crew.replicator.holds_checkpoint(running):
             policy = policy._replace(restart=False)  # the next QEMU would begin without it
         decided = plan(view, known.machine, policy, missing)
         unsized = not (policy.memory or view.memory)
