@@ -1,6 +1,7 @@
 """One cycle after the other: read the dirty, plan, perform, say."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -10,13 +11,15 @@ import trio
 
 from xencolo import requests
 from xencolo.device import Device
-from xencolo.drives import Form
+from xencolo.drives import Form, image_drivers
 from xencolo.errors import XenstoreError
 from xencolo.paths import (
     backend_root,
     domain_path,
     hint,
     mark_path,
+    numbers,
+    parse_domid,
 )
 from xencolo.plan import (
     Domain,
@@ -29,7 +32,8 @@ from xencolo.plan import (
     plan,
     refusal,
 )
-from xencolod.asks import Reads, demand, read
+from xencolo.wire import Op
+from xencolod.asks import Reads, demand, directory, read
 from xencolod.config import Config
 from xencolod.devices import close, domids, trusted_domids
 from xencolod.dirty import Calm, Dirty
@@ -265,7 +269,7 @@ class Reconciler:
         if await read(self._client, mark_path(self._config.daemon.domid)) is None:
             self.dirty.mark()  # it is another store by now, which may tell less than it will
             return 0
-        self._unproven -= {d for d in self._unproven & views.keys() if self._proves(views[d])}
+        await self._believe({d for d in self._unproven & views.keys() if self._proves(views[d])})
         views = {domid: view for domid, view in views.items() if domid not in self._unproven}
         views = await only_allowed(views, self._config.images.directories)
         found = await self._look_at_images(views.values())
@@ -302,6 +306,8 @@ class Reconciler:
         """
         home, mark = domain_path(own), mark_path(own)
         if await read(self._client, mark) is not None:
+            if not self.first_pass.is_set():
+                await self._inherit(mark)
             return
         self._unproven = set(self._known)
         filled = await read(self._client, home) is not None
@@ -310,14 +316,35 @@ class Reconciler:
         while not filled:
             await trio.sleep(_RETRY)
             filled = await read(self._client, home) is not None
-        await demand(self._client, [requests.write(mark, version("xencolo"))])
+        marks = [requests.write(f"{mark}/{domid}", "") for domid in sorted(self._unproven)]
+        marks.append(requests.write(mark, version("xencolo")))
+        # At once: a daemon that ended in between would have the next one believe what is absent.
+        await self._client.transaction(partial(demand, batch=marks))
+
+    async def _inherit(self, mark: str) -> None:
+        """Take over from an earlier xencolod which domains it had not seen again in this store."""
+        left = set(numbers(await directory(self._client, mark), parse_domid))
+        self._unproven = left & self._known.keys()
+        await self._believe(left - self._unproven)
+
+    async def _believe(self, domids: AbstractSet[int]) -> None:
+        """Take the absence of these domains for an end from now on."""
+        mark = mark_path(self._config.daemon.domid)
+        forgotten = [requests.rm(f"{mark}/{domid}") for domid in domids]
+        await demand(self._client, forgotten, absent_ok=[Op.RM])
+        self._unproven -= domids
 
     def _proves(self, view: Domain) -> bool:
         """Whether a store that had lost a domain tells enough of it: all its disks, or another guest."""
         known = self._known[view.domid]
+        launch = known.machine.launch
+        disks = [device.disk for device in view.devices.values() if device.disk]
+        images = {p for d in disks for p in (d.pdev_path, d.active_disk, d.hidden_disk)}
+        # Of a QEMU that an earlier xencolod left no more is known than what it was started with.
+        told = known.told.devices or not launch or image_drivers(launch.drives).keys() <= images
         return view.exists and (
-            another_guest(known.machine.launch, view)
-            or known.told.devices.keys() <= view.devices.keys() != set()
+            another_guest(launch, view)
+            or (bool(told) and known.told.devices.keys() <= view.devices.keys() != set())
         )
 
     def _done(self, started: float, domains: int, devices: int) -> None:
