@@ -38,7 +38,8 @@ class Crew(NamedTuple):
     @property
     def keeps_checkpoint(self) -> bool:
         """Whether its QEMU has a checkpoint that the next one would begin without."""
-        return self.replicator.holds_checkpoint and self.machine.may_hold_guest
+        launch = self.machine.launch if self.machine.may_hold_guest else None
+        return self.replicator.holds_checkpoint(launch)
 
     async def recorded(self, view: Domain) -> Domain:
         """Return what the nodes say of the domain with what its record adds to it."""

@@ -31,8 +31,9 @@ def overlay(owner: "Replicator", status: DomainStatus) -> DomainStatus:
         return status
     status = status._replace(replication=_replication(owner))
     state = owner.place.state
-    if status.state is _S.OUTDATED and owner.holds_checkpoint:
-        return status._replace(state=state, error=_HELD.format(owner.domid))
+    if status.state is _S.OUTDATED and owner.seen and owner.holds_checkpoint(owner.seen.launch):
+        why = owner.error if state is _S.FAILED else None
+        return status._replace(state=state, error=why or _HELD.format(owner.domid))
     if status.state not in _COVERED and state is not _S.FAILING_OVER:
         return status
     if status.state is _S.RUNNING and status.error and owner.seen and not owner.seen.qmp:

@@ -162,7 +162,7 @@ class Reconciler:
     async def _cycle(self, domains: set[int], *, everything: bool) -> None:
         started = trio.current_time()
         if everything:
-            await self._recognition.recognise(self._told)
+            await self._recognition.recognise(self._told.keys())
             await self._adopt()
             there = await domids(self._client, self._config.daemon.domid)
             domains = domains.union(there, self._told)
@@ -199,7 +199,7 @@ class Reconciler:
         if not await self._recognition.is_same():
             self._dirty.mark()  # it is another store by now, which may tell less than it will
             return 0
-        views = self._recognition.believed(views, self._told, self.crews)
+        views = await self._recognition.believed(views, self._told, self.crews)
         views = await only_allowed(views, self._config.images.directories)
         found = await self._looking.images(views.values(), self._policy())
         async with trio.open_nursery() as nursery:

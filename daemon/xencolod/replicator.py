@@ -41,6 +41,8 @@ _S = DomainState
 _LOOK = 0.01
 #: Where the domain is alone: a link that led nowhere is given up, and tried again later.
 _ALONE = {_S.STANDALONE, _S.DEGRADED, _S.PROMOTED, _S.LAUNCHING, _S.FAILED}
+#: Where a secondary that holds a checkpoint may have lost its primary.
+_SUSPENDED = {_S.DEGRADED, _S.LAUNCHING, _S.FAILED}
 _FAILURES = {Event.ACTION_FAILED, Event.QEMU_ERROR}
 #: To fill in: how many.
 _UNKNOWN = (
@@ -126,11 +128,19 @@ class Replicator:
         """The other side: of a primary whom it reaches for, of a secondary who speaks to it now."""
         return self.reach.peer if self.place.role is Role.PRIMARY else self.answering.peer
 
-    @property
-    def holds_checkpoint(self) -> bool:
-        """Whether its QEMU has, or is taking over with, the last checkpoint of a primary that was lost."""
+    def holds_checkpoint(self, launch: Launch | None) -> bool:
+        """Whether its QEMU has, or is taking over with, the last checkpoint of a primary that was lost.
+
+        So it may be as long as nobody has looked, or it can't replicate as it is described.
+
+        :param launch: what that QEMU runs with.
+        """
+        if launch is None or launch.role is not Role.SECONDARY:
+            return False
+        if self.performer.record is None:
+            return True
         role, state = self.place
-        suspended = state is _S.DEGRADED and self.performer.in_sync
+        suspended = state in _SUSPENDED and self.performer.in_sync
         return role is Role.SECONDARY and (suspended or state is _S.FAILING_OVER)
 
     def changed(self) -> None:

@@ -252,6 +252,12 @@ STATUS_NODES = (
         "without it has lost what it held: no QEMU is ended for what is absent in it.",
     ),
     StatusNode(
+        "~/xencolod/$DOMID",
+        '("")',
+        "xencolod",
+        "That store had lost this domain and has not told all of it again: its QEMU is left alone.",
+    ),
+    StatusNode(
         "/local/domain/$DOMID/memory/static-max",
         "INTEGER",
         "libxl",

@@ -317,6 +317,36 @@ class TestXenstoredEnds:
         assert host.qemus(5) == [pid]
         assert not host.events("qemu.ending", since=mark)
 
+    def test_one_that_a_daemon_before_found_empty(self, host: Host) -> None:
+        """A restart, which an operator tries first, must not make news of what is absent."""
+        host.start()
+        host.store.create(5, identity=UUID)
+        disks = [host.disk(5), host.disk(5, "xvdb", XVDB)]
+        host.store.attach(*disks)
+        pid = host.published(5)
+        _, other = host.running(6)
+        mark = host.mark()
+        host.store.destroy(5, "/local/domain/0/xencolod", "/local/domain/6", "/libxl/6")
+        host.event("xenstore.empty", since=mark)
+        for again in (host.stop, host.kill):
+            again()
+            host.start()
+            host.barrier()
+            assert host.qemus() == sorted([pid, other])
+        host.store.create(5, identity=UUID)
+        for disk in disks:
+            host.barrier()
+            assert host.qemu(5) == pid
+            host.store.attach(disk)
+        assert host.published(5) == pid
+        assert not host.events("qemu.ending", since=mark)
+        # What was seen again is believed to go, by the next daemon too, and the other is not.
+        host.stop()
+        host.start()
+        host.store.destroy(5)
+        host.event("qemu.ended", pid=pid)
+        assert host.qemus() == [other]
+
     def test_one_that_is_full_again_before_the_daemon_looks(
         self, host: Host, xenstored: Server
     ) -> None:

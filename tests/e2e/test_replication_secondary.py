@@ -649,6 +649,39 @@ def test_a_disk_that_is_added_does_not_cost_the_last_checkpoint(two: list[Member
     assert b.guest.holds(XVDA, 0x11, "0", "256k")
 
 
+@pytest.mark.parametrize("restarted", [True, False])
+def test_a_disk_that_is_added_costs_no_checkpoint_that_the_daemon_can_say_nothing_of(
+    two: list[Member], restarted: bool
+) -> None:
+    """It has not looked yet, or the disk makes a group of them that can't replicate."""
+    a, b = two
+    replicating(a, b)
+    a.guest.write(XVDA, 0x11, "0", "256k")
+    a.command("checkpoint")
+    pid = b.qemu(DOMID)
+    a.lose()
+    b.is_("degraded")
+    if restarted:
+        other = b.disk(DOMID, "sdb", SDB, colo=False)
+        b.stop()
+        b.store.attach(other)
+        b.start()
+        b.is_("degraded")
+        b.says("QEMU has the last checkpoint of a primary that was lost")
+    else:
+        other = b.disk(DOMID, "sdb", SDB, colo_host="192.0.2.1")
+        b.store.attach(other)
+        b.is_("failed")
+        b.says("give all the same colo-host")
+    b.barrier()
+    assert b.qemu(DOMID) == pid
+    b.store.detach(other)
+    until(lambda: b.colo("error") is None, "all is well")
+    b.is_("degraded")
+    assert b.command("failover") == "failover done generation 2"
+    assert b.guest.holds(XVDA, 0x11, "0", "256k")
+
+
 def test_a_secondarys_disk_is_not_given_to_a_guest_as_a_plain_one(two: list[Member]) -> None:
     a, b = two
     replicating(a, b)
