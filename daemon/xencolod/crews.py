@@ -151,7 +151,7 @@ class Crews:
 
     async def rest(self) -> None:
         """Begin no step of a replication any more, and wait for those that have a guest stand."""
-        with trio.move_on_after(_REST):
-            async with trio.open_nursery() as nursery:
-                for crew in self._crews.values():
-                    nursery.start_soon(crew.replicator.rest)
+        async with trio.open_nursery() as nursery:
+            nursery.cancel_scope.deadline = trio.current_time() + _REST
+            for crew in self._crews.values():
+                nursery.start_soon(crew.replicator.rest)

@@ -25,6 +25,11 @@ class Dirty:
             self._domids.add(domid)
         self._marked.set()
 
+    def mark_each(self, domids: Iterable[int | None]) -> None:
+        """Mark each of them; None stands for all domains."""
+        for domid in domids:
+            self.mark(domid)
+
     async def wait(self, timeout: float) -> None:
         """Wait until something is marked, ``timeout`` seconds at the most."""
         with trio.move_on_after(timeout):

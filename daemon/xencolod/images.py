@@ -65,12 +65,15 @@ async def length(path: str, image_format: Format) -> int:
     return int(information["virtual-size"])
 
 
-async def check(disk: Disk) -> tuple[ImageState, ImageState]:
-    """Return how a COLO disk's active and hidden disk are found, in this order.
+async def look(disk: Disk) -> tuple[int, tuple[ImageState, ImageState]]:
+    """Return a COLO disk's length in bytes, and how its active and hidden disk are found, in this order.
 
     :raises ImageError: one can't be judged: the secondary disk can't be read, or a QEMU uses one of them.
     """
-    return (await _look(_chain(disk)))[1]
+    chain = _chain(disk)
+    await _three_files(chain)
+    size = await length(chain.secondary, chain.format)
+    return size, (await _state(chain.active, size), await _state(chain.hidden, size))
 
 
 async def prepare(disk: Disk, *, make: bool) -> list[str]:
@@ -84,8 +87,7 @@ async def prepare(disk: Disk, *, make: bool) -> list[str]:
 
     :raises ImageError: one is not as it must be, and may not or could not be made so.
     """
-    chain = _chain(disk)
-    size, found = await _look(chain)
+    size, found = await look(disk)
     made = []
     for path, state, reason in found:
         if state is State.EMPTY:
@@ -134,13 +136,6 @@ def _chain(disk: Disk) -> Chain:
 
 
 # -- one image ----------------------------------------------------------------------------------
-
-
-async def _look(chain: Chain) -> tuple[int, tuple[ImageState, ImageState]]:
-    """Return the length of the secondary disk, and how active and hidden disk are found."""
-    await _three_files(chain)
-    size = await length(chain.secondary, chain.format)
-    return size, (await _state(chain.active, size), await _state(chain.hidden, size))
 
 
 async def _state(path: str, size: int) -> ImageState:

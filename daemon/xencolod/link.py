@@ -36,6 +36,7 @@ from xencolo.link import (
     decode_reply,
     encode,
 )
+from xencolod.nurseries import background
 from xencolod.security import Security, secure
 
 _RECEIVE = 1 << 14
@@ -71,7 +72,7 @@ class Wire:
             await self.write_line(line)
 
     async def write_line(self, line: bytes) -> None:
-        """Write one line; for who has no :meth:`write` running."""
+        """Write one line, as :meth:`write` does, for who has none running."""
         try:
             with trio.fail_after(self._timeout):
                 await self.stream.send_all(line)
@@ -267,20 +268,13 @@ async def open_link(
     """
     where = f"{host} port {port}"
     stream = await _connect(host, port, where, security, timeout)
-    failure: Exception | None = None
     try:
-        async with trio.open_nursery() as nursery:
+        async with background() as nursery:
             link = Link(stream, where, timeout, ping_interval)
             nursery.start_soon(link.run)
-            try:
-                yield link
-            except Exception as error:  # noqa: BLE001 - raised below, so that no group wraps it
-                failure = error
-            nursery.cancel_scope.cancel()
+            yield link
     finally:
         await close(stream)
-    if failure:
-        raise failure
 
 
 async def _connect(

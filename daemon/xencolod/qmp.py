@@ -10,6 +10,7 @@ import trio
 from xencolo.errors import QmpClosed, QmpProtocolError
 from xencolo.qmp import Event, Greeting, Reply, Session
 from xencolod.exhausted import is_exhausted
+from xencolod.nurseries import background
 
 _RECEIVE = 1 << 16
 #: Seconds that a line may take to be sent.
@@ -187,15 +188,8 @@ async def open_qmp(
     """
     deadline = trio.current_time() + timeout
     stream_socket = await _connect(path, deadline)
-    failure: Exception | None = None
-    async with trio.SocketStream(stream_socket) as stream, trio.open_nursery() as nursery:
+    async with trio.SocketStream(stream_socket) as stream, background() as nursery:
         qmp = Qmp(stream, on_event)
         nursery.start_soon(qmp.receive)
-        try:
-            await qmp.negotiate(deadline)
-            yield qmp
-        except Exception as error:  # noqa: BLE001 - raised below, so that no group wraps it
-            failure = error
-        nursery.cancel_scope.cancel()
-    if failure:
-        raise failure
+        await qmp.negotiate(deadline)
+        yield qmp

@@ -89,8 +89,7 @@ class Reconciler:
             with trio.move_on_after(calm.patience):
                 paths = await watch.take()
             told = {domid for path in paths for domid in self._concerned(path)}
-            for domid in calm.sift(told, trio.current_time()):
-                self._dirty.mark(domid)
+            self._dirty.mark_each(calm.sift(told, trio.current_time()))
 
     def _concerned(self, path: str) -> Iterable[int | None]:
         if path == "@releaseDomain":
@@ -129,8 +128,7 @@ class Reconciler:
             # Not with whatever else is marked: one guest's disk would wait for all that miss their images.
             if trio.current_time() >= recheck_at:
                 recheck_at = trio.current_time() + _RECHECK
-                for domid in self._recheck:
-                    self._dirty.mark(domid)
+                self._dirty.mark_each(self._recheck)
             if self._dirty.everything:
                 rescan_at = trio.current_time() + self._config.daemon.rescan
             await self._client.wait_connected()
@@ -139,18 +137,12 @@ class Reconciler:
                 await self._cycle(domains, everything=everything)
             except XenstoreError as error:
                 emit(self._log, "xenstore.failed", error=str(error))
-                self._mark_again(domains, everything=everything)
+                self._dirty.mark_each({*domains, None} if everything else domains)
                 await trio.sleep(_RETRY)
 
     def _patience(self, rescan_at: float, recheck_at: float) -> float:
         until = min(rescan_at, recheck_at) if self._recheck else rescan_at
         return max(0.0, until - trio.current_time())
-
-    def _mark_again(self, domains: Iterable[int], *, everything: bool) -> None:
-        for domid in domains:
-            self._dirty.mark(domid)
-        if everything:
-            self._dirty.mark()
 
     async def _adopt(self) -> None:
         """Find the QEMUs of an earlier xencolod: before anything is decided, and at each full pass

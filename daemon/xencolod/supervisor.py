@@ -1,7 +1,7 @@
 """One domain's QEMU, kept as it is wanted: started, greeted, adopted, ended, and started again."""
 
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from xencolod.argv import launch_in
 from xencolod.config import Config
 from xencolod.exhausted import is_exhausted, patiently
 from xencolod.log import Logger, emit
+from xencolod.nurseries import first
 from xencolod.places import first_forbidden
 from xencolod.process import Process, adopt, files, spawn
 from xencolod.qmp import Qmp, open_qmp
@@ -32,18 +33,6 @@ class Settings:
     config: Config
     xen: bool
     log: Logger
-
-
-async def first(*waits: Callable[[], Awaitable[object]]) -> None:
-    """Return as soon as one of the waits does; the others are cancelled."""
-    async with trio.open_nursery() as nursery:
-
-        async def run(wait: Callable[[], Awaitable[object]]) -> None:
-            await wait()
-            nursery.cancel_scope.cancel()
-
-        for wait in waits:
-            nursery.start_soon(run, wait)
 
 
 class Guard(Protocol):

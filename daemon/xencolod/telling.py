@@ -82,12 +82,13 @@ class Told:
     ) -> None:
         """Log each error of each disk once, and once more when it is gone."""
         now: dict[tuple[int, str, str], str] = {}
-        for devid, device in view.devices.items():
-            log = domain_log.bind(devid=devid, vdev=device.vdev)
-            for path, node, kind, error in _complaints(device, decided, missing):
-                now[devid, path, kind] = error
-                if self.complaints.get((devid, path, kind)) != error:
-                    _tell_complaint(log, path, node, kind, error)
+        found = [(d, c) for d in view.devices.values() for c in _complaints(d, decided, missing)]
+        for device, (path, node, kind, error) in found:
+            key = device.paths.devid, path, kind
+            now[key] = error
+            if self.complaints.get(key) != error:
+                log = domain_log.bind(devid=device.paths.devid, vdev=device.vdev)
+                _tell_complaint(log, path, node, kind, error)
         wrong = {(devid, path) for devid, path, _ in now}
         before = {(devid, path) for devid, path, kind in self.complaints if kind not in _REASONS}
         for devid, path in sorted(before - wrong):

@@ -22,6 +22,7 @@ from xencolo.requests import Request
 from xencolo.wire import Op, split
 from xencolod.asks import TRANSACTION_ATTEMPTS
 from xencolod.connection import Answer, Connection, connect
+from xencolod.nurseries import background
 from xencolod.transaction import Transaction
 from xencolod.watch import Watch
 
@@ -325,19 +326,9 @@ async def open_client(
         on_connection=on_connection,
     )
     first = None if patient else await client.connect()
-    failure: Exception | KeyboardInterrupt | None = None
-    try:
-        async with trio.open_nursery() as nursery:
-            for slot in range(connections):
-                nursery.start_soon(client.keep, slot, first if slot == 0 else None)
-            if not patient:
-                await client.wait_connected()
-            try:
-                yield client
-            except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - raised below
-                failure = error
-            nursery.cancel_scope.cancel()
-    finally:
-        # Here and not below: a cancellation from outside that the nursery met must not hide it.
-        if failure:
-            raise failure
+    async with background() as nursery:
+        for slot in range(connections):
+            nursery.start_soon(client.keep, slot, first if slot == 0 else None)
+        if not patient:
+            await client.wait_connected()
+        yield client

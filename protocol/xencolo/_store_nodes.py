@@ -52,30 +52,36 @@ def get_perms(state: State, session: Session, view: View, payload: bytes) -> byt
     return wire.strings(*map(str, node.grants))
 
 
+def _is_there(view: View, caller: Caller, path: str) -> bool:
+    """Return whether a node is there.
+
+    :raises StoreError: it is not the caller's to write or to know.
+    """
+    try:
+        look_up(view, caller, path, WRITE)
+    except StoreError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return False
+    return True
+
+
 def write(state: State, session: Session, view: View, payload: bytes) -> bytes:
     name, nul, value = payload.partition(b"\0")
     if not nul:
         raise StoreError(errno.EINVAL)
     path = state.path(session, name.decode("latin-1"))
-    try:
-        look_up(view, session.caller, path, WRITE)
-    except StoreError as error:
-        if error.errno != errno.ENOENT:
-            raise
-        create(view, session.caller, path, value, state.quotas)
-    else:
+    if _is_there(view, session.caller, path):
         alter(view, session.caller, path, state.quotas, value=value)
+    else:
+        create(view, session.caller, path, value, state.quotas)
     state.fire(view, [Change(path, False, None)])
     return OK
 
 
 def mkdir(state: State, session: Session, view: View, payload: bytes) -> bytes:
     path = state.path(session, one_text(payload))
-    try:
-        look_up(view, session.caller, path, WRITE)
-    except StoreError as error:
-        if error.errno != errno.ENOENT:
-            raise
+    if not _is_there(view, session.caller, path):
         create(view, session.caller, path, b"", state.quotas)
         state.fire(view, [Change(path, False, None)])
     return OK

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import ceil
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from tests.rigs.servers import RigError
@@ -94,12 +93,7 @@ class Daemon:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self._process.terminate()
         self._process.wait(DEADLINE)
 

@@ -19,7 +19,7 @@ from tests.bench.client import CONNECTIONS, DOMAINS, TRUSTED, Recorder, reconstr
 from tests.bench.store import DISKS_PER_DOMAIN, prepare
 from tests.bench.table import Row, stopwatch
 from tests.rigs import Server, start_xenstored
-from tests.rigs.servers import RigError, standin
+from tests.rigs.servers import RigError, build, standin
 from xencolo.device import Device
 from xencolo.requests import Request
 from xencolo.wire import Decoder
@@ -37,16 +37,7 @@ def program(directory: Path) -> Path:
     :raises RigError: the compiler refused; libxen-dev and gcc are needed.
     """
     built = directory / "libxl_list"
-    command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(built), str(_SOURCE)]
-    done = subprocess.run(
-        [*command, "-lxenlight", "-lxentoollog"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    if done.returncode:
-        raise RigError(f"gcc can't build {_SOURCE} (apt install gcc libxen-dev):\n{done.stderr}")
+    build(_SOURCE, built, "-lxenlight", "-lxentoollog")
     return built
 
 

@@ -18,6 +18,7 @@ from xencolo.link import Done, Hello, Reply, Request, Welcome, encode
 from xencolod import keys
 from xencolod.link import Link, open_link
 from xencolod.listener import Answer, Peer, serve_link
+from xencolod.nurseries import background
 from xencolod.security import Security, secured_by
 
 UUID = "0c6f2c8e-52a4-4f0d-9b1d-7f6c0d2b5a11"
@@ -175,16 +176,9 @@ async def served(
                 task_status=task_status,
             )
 
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        try:
-            end.port = await nursery.start(run)
-            yield end
-        except Exception as error:  # noqa: BLE001 - raised below, so that no group wraps it
-            failure = error
-        nursery.cancel_scope.cancel()
-    if failure:
-        raise failure
+    async with background() as nursery:
+        end.port = await nursery.start(run)
+        yield end
 
 
 @asynccontextmanager

@@ -23,7 +23,7 @@ from xencolo.errors import ImageError
 from xencolo.graph import FORMATS
 from xencolo.record import Chain, chain_of
 from xencolod import images
-from xencolod.images import State, check, length, make_whole, prepare
+from xencolod.images import State, length, look, make_whole, prepare
 
 SIZE = 8 << 20
 
@@ -82,7 +82,8 @@ def used_by_qemu(path: str, image_format: str) -> Iterator[None]:
 
 
 async def states(disk: Disk) -> list[State]:
-    return [found.state for found in await check(disk)]
+    _, found = await look(disk)
+    return [image.state for image in found]
 
 
 # -- lengths ------------------------------------------------------------------------------------
@@ -215,7 +216,7 @@ async def test_what_may_be_somebodys_disk_is_never_replaced(
             create(path)
             os.truncate(path, 100)
     content = path.read_bytes()
-    found = (await check(disk))[0]
+    _, (found, _) = await look(disk)
     assert found.state is State.WRONG
     assert WRONG[kind] in found.reason
     with pytest.raises(ImageError, match="; if nothing in it is needed, remove it; else name"):

@@ -19,6 +19,19 @@ from xencolod.qmp import Qmp, open_qmp
 GREETING = b'{"QMP": {"version": {"qemu": {"micro": 1, "minor": 2, "major": 9}}}}\r\n'
 
 
+async def ungreeted(
+    path: str,
+    match: str | None = None,
+    *,
+    timeout: float = 5,
+    error: type[Exception] = QmpClosed,
+) -> None:
+    """Check that a QEMU there can't be spoken to."""
+    with pytest.raises(error, match=match):
+        async with open_qmp(path, timeout=timeout):
+            raise AssertionError("it greeted")
+
+
 # -- a real QEMU --------------------------------------------------------------------------------
 
 
@@ -85,9 +98,7 @@ async def test_a_second_client_is_not_greeted_and_says_so(tmp_path: Path) -> Non
         async with bare_qemu(tmp_path) as (_, path):
             async with open_qmp(path, timeout=DEADLINE):
                 for _ in range(4):
-                    with pytest.raises(QmpClosed, match="another client may be connected"):
-                        async with open_qmp(path, timeout=0.1):
-                            raise AssertionError("it greeted")
+                    await ungreeted(path, "another client may be connected", timeout=0.1)
             async with open_qmp(path, timeout=DEADLINE) as qmp:
                 assert qmp.version >= (7, 0, 0)
 
@@ -164,15 +175,11 @@ async def test_out_of_band_where_qemu_can(
 
 async def test_nobody_listens(tmp_path: Path) -> None:
     path = str(tmp_path / "nobody")
-    with pytest.raises(QmpClosed, match=r"QMP at .*nobody: .*No such file"):
-        async with open_qmp(path, timeout=1):
-            raise AssertionError("it greeted")
+    await ungreeted(path, r"QMP at .*nobody: .*No such file", timeout=1)
 
 
 async def test_a_path_too_long_for_a_socket_is_said(tmp_path: Path) -> None:
-    with pytest.raises(QmpClosed, match="too long"):
-        async with open_qmp(str(tmp_path / ("x" * 120)), timeout=1):
-            raise AssertionError("it greeted")
+    await ungreeted(str(tmp_path / ("x" * 120)), "too long", timeout=1)
 
 
 @pytest.mark.parametrize("ready", [b"", GREETING], ids=["no greeting", "no capabilities"])
@@ -186,9 +193,7 @@ async def test_silence_ends_at_the_deadline_in_all(
 
     started = autojump_clock.current_time()
     async with scripted(tmp_path, silent) as path:
-        with pytest.raises(QmpClosed):
-            async with open_qmp(path, timeout=5):
-                raise AssertionError("it greeted")
+        await ungreeted(path)
     assert autojump_clock.current_time() - started == pytest.approx(5, abs=0.1)
 
 
@@ -197,9 +202,7 @@ async def test_a_server_that_closes_before_its_greeting(tmp_path: Path) -> None:
         return
 
     async with scripted(tmp_path, close) as path:
-        with pytest.raises(QmpClosed, match="QEMU closed QMP"):
-            async with open_qmp(path, timeout=5):
-                raise AssertionError("it greeted")
+        await ungreeted(path, "QEMU closed QMP")
 
 
 async def test_capabilities_that_are_refused(tmp_path: Path) -> None:
@@ -210,9 +213,7 @@ async def test_capabilities_that_are_refused(tmp_path: Path) -> None:
         await trio.sleep_forever()
 
     async with scripted(tmp_path, refuse) as path:
-        with pytest.raises(QmpCommandError, match="qmp_capabilities: no"):
-            async with open_qmp(path, timeout=5):
-                raise AssertionError("it greeted")
+        await ungreeted(path, "qmp_capabilities: no", error=QmpCommandError)
 
 
 async def test_a_server_that_closes_in_the_middle_of_an_answer(tmp_path: Path) -> None:
@@ -283,9 +284,7 @@ async def test_garbage_for_a_greeting(tmp_path: Path) -> None:
         await trio.sleep_forever()
 
     async with scripted(tmp_path, babble) as path:
-        with pytest.raises(QmpClosed, match="SSH-2"):
-            async with open_qmp(path, timeout=5):
-                raise AssertionError("it greeted")
+        await ungreeted(path, "SSH-2")
 
 
 async def test_events_between_answers_reach_the_listener_in_order(tmp_path: Path) -> None:
@@ -359,7 +358,5 @@ async def test_being_cancelled_is_not_swallowed(tmp_path: Path) -> None:
 async def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a directory of the kernel's
     for _ in range(3):
-        with pytest.raises(QmpClosed):
-            async with open_qmp(str(tmp_path / "nobody"), timeout=1):
-                raise AssertionError("it greeted")
+        await ungreeted(str(tmp_path / "nobody"), timeout=1)
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208

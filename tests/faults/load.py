@@ -5,7 +5,6 @@ import threading
 import time
 from itertools import count
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from xencolo import wire
@@ -36,12 +35,7 @@ class Load:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self._ends.set()
         self._goes_on.set()
         self._thread.join()

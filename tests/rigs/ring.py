@@ -8,7 +8,6 @@ import os
 import select
 import struct
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from tests.rigs.servers import DEADLINE, RigError
@@ -43,12 +42,7 @@ class GuestRing:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         os.close(self._woken)
         os.close(self._wake)
         self._words.release()

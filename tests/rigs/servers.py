@@ -9,7 +9,6 @@ import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from xencolo import wire
@@ -63,18 +62,20 @@ def standin() -> Path:
     _BUILD.mkdir(exist_ok=True)
     # Built aside and renamed: another test run may be doing the same.
     aside = _BUILD / f"standin.{os.getpid()}.so"
-    command = ["gcc", "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror"]
-    built = subprocess.run(
-        [*command, "-o", str(aside), str(source), "-ldl"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    if built.returncode:
-        raise RigError(f"gcc can't build {source} (apt install gcc libxen-dev):\n{built.stderr}")
+    build(source, aside, "-shared", "-fPIC", "-ldl")
     aside.rename(library)
     return library
+
+
+def build(source: Path, built: Path, *options: str) -> None:
+    """Have gcc build a C file.
+
+    :raises RigError: the compiler refused; libxen-dev and gcc are needed.
+    """
+    command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(built), str(source), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode:
+        raise RigError(f"gcc can't build {source} (apt install gcc libxen-dev):\n{done.stderr}")
 
 
 class Server:
@@ -127,12 +128,7 @@ class Server:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         if self.alive:
             self.kill()
 

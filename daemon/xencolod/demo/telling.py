@@ -1,7 +1,6 @@
 """How the demo talks: steps, what is done, and what was so; plain in a pipe, as click has it."""
 
 from collections.abc import Iterable, Iterator
-from types import TracebackType
 from typing import Self
 
 import click
@@ -71,12 +70,7 @@ class Bar:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         if self._live:
             self._live.stop()
 
