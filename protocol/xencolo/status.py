@@ -253,9 +253,9 @@ STATUS_NODES = (
     ),
     StatusNode(
         "~/xencolod/$DOMID",
-        '("")',
+        "STRING",
         "xencolod",
-        "That store had lost this domain and has not told all of it again: its QEMU is left alone.",
+        "Empty. That store had lost this domain and has not told all of it again: its QEMU is left alone.",
     ),
     StatusNode(
         "/local/domain/$DOMID/memory/static-max",
