@@ -236,13 +236,15 @@ async def remove(
 ) -> Removal:
     """Ask the backend to close, wait for it, and remove the device's nodes.
 
-    :param force: don't ask, don't wait.
+    :param force: don't ask, don't wait; any node of it is enough then.
     :param timeout: seconds to wait for the backend to close; libxl's 10.
     :raises DeviceError: there is no such device.
     :raises XenstoreError: xenstored failed.
     """
     forced = force
-    if not force and await _ask_to_close(client, paths):
+    if force:
+        await _require(client, paths)
+    elif await _ask_to_close(client, paths):
         forced = not await _closed(client, paths, timeout)
     await _clean_up(client, paths)
     return Removal(paths, forced)
@@ -270,6 +272,18 @@ async def close(client: Client, paths: DevicePaths) -> bool:
     return await client.transaction(body)
 
 
+def _no_device(paths: DevicePaths) -> DeviceError:
+    return DeviceError(f"domain {paths.domid} has no device {paths.devid}: {paths.libxl} is absent")
+
+
+async def _require(client: Client, paths: DevicePaths) -> None:
+    """Raise DeviceError if nothing of the device is there."""
+    places = (paths.libxl, paths.backend, paths.frontend)
+    answers = await client.batch([requests.read(place) for place in places])
+    if all(absent_as_none(answer) is None for answer in answers):
+        raise _no_device(paths)
+
+
 async def _ask_to_close(client: Client, paths: DevicePaths) -> bool:
     """Take the device offline; return whether its backend has something to close."""
 
@@ -280,9 +294,7 @@ async def _ask_to_close(client: Client, paths: DevicePaths) -> bool:
         known, state = map(absent_as_none, answers)
         if state is None:
             if known is None:
-                raise DeviceError(
-                    f"domain {paths.domid} has no device {paths.devid}: {paths.libxl} is absent"
-                )
+                raise _no_device(paths)
             return False
         batch = [requests.write(f"{paths.backend}/online", "0")]
         if state != _state(CLOSED):

@@ -271,6 +271,7 @@ REFUSED = {
         "uuid '5f1a\\x1b': 32 hexadecimal digits are needed",
     ),
     "a disk that is not there": (["disk", "remove", "5", "xvdb"], "has no device 51728"),
+    "by force": (["disk", "remove", "5", "xvdb", "--force"], "has no device 51728"),
     "a vdev that can't be": (["disk", "remove", "5", "hdz"], "hdz"),
     **{
         f"no domain for {' '.join(args[:2])}": (args, "domain 9 does not exist")
