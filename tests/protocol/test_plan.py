@@ -382,6 +382,18 @@ def test_a_disk_that_leaves_says_whether_it_is_held_up() -> None:
         assert (error in said) if error and said else said is error
 
 
+def test_a_disk_that_leaves_names_the_errors_that_hold_it_up() -> None:
+    role_too = BROKEN_STAYS._replace(role_error="Wrong xenstore node role")
+    for domain, wrong in ((BROKEN_STAYS, "xvdb"), (role_too, "xvdb and the role")):
+        for policy, remedy in zip(CLOSES, (f"mend {wrong}", "restart the domain"), strict=True):
+            status = plan(domain, running(WITH_A), policy, {}).status
+            assert status
+            state, said = status.devices[A]
+            assert state is DeviceState.LEAVING
+            assert said
+            assert said.endswith(remedy)
+
+
 def test_what_only_one_form_has_room_for_is_as_the_running_qemu_has_it() -> None:
     """sdi is a disk to the 2016 text's SCSI controller, and none to the other form's."""
     ninth = msgspec.structs.replace(COLO, vdev="sdi")
