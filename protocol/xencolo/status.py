@@ -9,9 +9,12 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
+from xencolo import requests
 from xencolo.disk import Role
 from xencolo.errors import WrongNode
 from xencolo.paths import colo_path
+from xencolo.requests import Request
+from xencolo.wire import Permission
 
 ROLE = "role"
 STATE = "state"
@@ -289,6 +292,12 @@ def parse_role(domid: int, value: bytes | None) -> Role | None:
             ROLE,
             f"{shown!r} is not {' or '.join(Role)}; set it with xencolo role",
         ) from None
+
+
+def role_requests(domid: int, role: Role) -> list[Request]:
+    """Return what sets the role, in a node that dom0 alone may write, whoever could before."""
+    node = f"{colo_path(domid)}/{ROLE}"
+    return [requests.write(node, role), requests.set_permissions(node, [Permission("n", 0)])]
 
 
 #: What ``domain restore`` leaves, by the stream that the domain is restored from: only a COLO stream
