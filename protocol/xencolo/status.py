@@ -324,6 +324,17 @@ class Resync(NamedTuple):
     left: int | None
 
 
+#: Seconds after which the rate so far tells what is to come: QEMU begins with a burst, whatever its limit is.
+_SETTLED = 1.0
+
+
+def resync_after(seconds: float, done: int, total: int) -> Resync:
+    """Return how far a resync is that has copied ``done`` of ``total`` bytes in these seconds."""
+    rate = int(done / seconds) if seconds > 0 else 0
+    left = int((total - done) / rate) if rate and seconds >= _SETTLED else None
+    return Resync(done, total, rate, left)
+
+
 class ReplicationStatus(NamedTuple):
     """What is published of a domain with COLO disks; None where there is nothing to say.
 
