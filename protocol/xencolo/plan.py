@@ -349,7 +349,7 @@ def _choose(  # noqa: PLR0911 - one return a row reads best
     if lack := _lack(wanted, broken):
         return None, DomainState.WAITING, lack
     if machine.phase is Phase.FAILED and machine.launch == wanted:
-        return wanted, DomainState.FAILED, machine.error
+        return wanted, DomainState.FAILED, f"{machine.error}{_AGAIN}"
     return wanted, DomainState.LAUNCHING, None
 
 
@@ -394,6 +394,7 @@ _BYPASSED = (
 )
 _KEPT = "QEMU still has it, and is not restarted without it: restart the domain"
 _KEPT_FOR_ERRORS = "QEMU still has it, and is not restarted while there are errors: mend {wrong}"
+_AGAIN = "; mend that, then reload xencolod: it starts QEMU again"
 _GONE = (
     "its device model, pid {pid}, died; a device model can't be replaced under its guest: restart "
     "the domain, or set qemu.restart"

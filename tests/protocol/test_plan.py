@@ -242,7 +242,9 @@ ROWS = {
     "ending, gone": Row(GONE, ENDING, None, S.ENDING),
     "ending, foreign": Row(FOREIGN, ENDING, None, S.ENDING),
     # failed
-    "failed": Row(DOMAIN, FAILED, WITH_A, S.FAILED, "exit status 1"),
+    "failed": Row(
+        DOMAIN, FAILED, WITH_A, S.FAILED, "exit status 1; mend that, then reload xencolod"
+    ),
     "failed, one more": Row(BOTH, FAILED, WITH_AB, S.LAUNCHING),
     "failed, foreign": Row(FOREIGN, FAILED, None, S.FOREIGN, "libxl runs it"),
     "failed under its guest": Row(DEAD, FAILED, None, S.FAILED, "pid 99, died", (KEEP,)),
