@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 _S = DomainState
 _IN_SESSION = {_S.REPLICATING, _S.DEGRADED}
-#: To fill in: the generation and the domid here.
+#: What the primary's host shows, whose "there" is here. To fill in: generation and domid.
 _REJECTIONS: Mapping[link.RefusalKind, str] = {
-    "generation": "the domain is of generation {0} here",
-    "state": "the domain is a primary here too, of generation {0}: say which one is to be the secondary "
-    "(xencolo role {1} secondary)",
+    "generation": "the domain is of generation {0} there",
+    "state": "the domain is a primary there too, of generation {0}: say which one is to be the secondary "
+    "(there: xencolo role {1} secondary)",
 }
 #: To fill in: the domid here, and the path of the record.
 _STRANGER = (
@@ -117,9 +117,7 @@ class Answering:
         launching = owner.place.state is _S.LAUNCHING
         # A QEMU that was not looked at yet may be in the session that its primary names.
         if record is None or not self._performer.disks or (launching and not record.unfinished):
-            return refusal(
-                "busy", f"the domain is {owner.place.state} here: {owner.error or 'wait'}"
-            )
+            return self._busy()
         kind = rejection(record, hello.generation)
         if kind == "state":
             owner.superseded(hello.generation)
@@ -130,24 +128,29 @@ class Answering:
             path = self._performer.host.records.path(record.uuid)
             return refusal("state", _STRANGER.format(owner.domid, path))
         if not owner.accepted:
-            return refusal("busy", f"it may not replicate here: {owner.error or owner.refusal}")
+            return refusal("busy", f"it may not replicate there: {owner.error or owner.refusal}")
         return None
+
+    def _busy(self) -> Refusal:
+        owner = self._owner
+        return refusal("busy", f"the domain is {owner.place.state} there: {owner.error or 'wait'}")
 
     async def _mismatch(self, hello: link.Hello) -> Refusal | None:
         theirs = {disk.export: disk for disk in hello.disks}
         ours = {disk.export: disk for disk in await self._performer.infos()}
         if theirs.keys() != ours.keys():
+            have, want = (", ".join(sorted(names)) or "none" for names in (ours, theirs))
             return refusal(
                 "disks",
-                f"the exports are {', '.join(sorted(ours))} here, and {', '.join(sorted(theirs))} on the "
-                f"primary: give the disks the same colo-export on both hosts",
+                f"the exports are {have} on the secondary, and {want} on the primary: give the disks the "
+                f"same colo-export on both hosts",
             )
         for export, disk in ours.items():
             if disk.length != theirs[export].length:
                 return refusal(
                     "disks",
-                    f"{export} is {disk.length} bytes long here, and {theirs[export].length} on the "
-                    f"primary: make them equal",
+                    f"{export} is {disk.length} bytes long on the secondary, and "
+                    f"{theirs[export].length} on the primary: make them equal",
                 )
         return None
 
@@ -172,9 +175,9 @@ class Answering:
     async def _prepare(self, request: link.Prepare) -> link.Reply:
         owner, performer = self._owner, self._performer
         if not owner.accepted:
-            return refusal("state", owner.refusal or "the guest's PV driver bypasses a disk here")
+            return refusal("state", owner.refusal or "the guest's PV driver bypasses a disk there")
         if not is_prepared(owner.place) and owner.place.state not in _IN_SESSION:
-            return refusal("busy", f"it is {owner.place.state}: {owner.error or 'wait'}")
+            return self._busy()
 
         def begin() -> None:
             performer.session = request.session
@@ -221,4 +224,4 @@ class Answering:
         if session == self._performer.session:
             return None
         own = self._performer.session or "in none"
-        return refusal("state", f"this side is not in session {session} but {own}")
+        return refusal("state", f"the other side is not in session {session} but {own}")

@@ -27,7 +27,6 @@ from xencolo.paths import (
     QDISK,
     DevicePaths,
     backend_root,
-    colo_path,
     domain_path,
     libxl_domain_path,
     numbers,
@@ -35,7 +34,7 @@ from xencolo.paths import (
     parse_devid,
     parse_domid,
 )
-from xencolo.status import ROLE
+from xencolo.status import role_requests
 from xencolo.wire import Op
 from xencolod.asks import Asks, Reads, absent_as_none, all_done, demand, directories, names_in, read
 from xencolod.connection import Answer
@@ -198,7 +197,7 @@ async def add(client: Client, domid: int, disk: Disk, role: Role | None = None) 
     paths = DevicePaths(domid, disk.devid, disk.backend_domid)
     batch = add_requests(disk, paths)
     if role is not None:
-        batch.append(requests.write(f"{colo_path(domid)}/{ROLE}", role))
+        batch += role_requests(domid, role)
 
     async def body(transaction: Transaction) -> None:
         # One round trip: if a check fails, the writes that came with it are thrown away.
@@ -268,13 +267,15 @@ async def remove(
 ) -> Removal:
     """Ask the backend to close, wait for it, and remove the device's nodes.
 
-    :param force: don't ask, don't wait.
+    :param force: don't ask, don't wait; any node of it is enough then.
     :param timeout: seconds to wait for the backend to close; libxl's 10.
     :raises DeviceError: there is no such device.
     :raises XenstoreError: xenstored failed.
     """
     forced = force
-    if not force and await _ask_to_close(client, paths):
+    if force:
+        await _require(client, paths)
+    elif await _ask_to_close(client, paths):
         forced = not await _closed(client, paths, timeout)
     await _clean_up(client, paths)
     return Removal(paths, forced)
@@ -302,6 +303,18 @@ async def close(client: Client, paths: DevicePaths) -> bool:
     return await client.transaction(body)
 
 
+def _no_device(paths: DevicePaths) -> DeviceError:
+    return DeviceError(f"domain {paths.domid} has no device {paths.devid}: {paths.libxl} is absent")
+
+
+async def _require(client: Client, paths: DevicePaths) -> None:
+    """Raise DeviceError if nothing of the device is there."""
+    places = (paths.libxl, paths.backend, paths.frontend)
+    answers = await client.batch([requests.read(place) for place in places])
+    if all(absent_as_none(answer) is None for answer in answers):
+        raise _no_device(paths)
+
+
 async def _ask_to_close(client: Client, paths: DevicePaths) -> bool:
     """Take the device offline; return whether its backend has something to close."""
 
@@ -312,9 +325,7 @@ async def _ask_to_close(client: Client, paths: DevicePaths) -> bool:
         known, state = map(absent_as_none, answers)
         if state is None:
             if known is None:
-                raise DeviceError(
-                    f"domain {paths.domid} has no device {paths.devid}: {paths.libxl} is absent"
-                )
+                raise _no_device(paths)
             return False
         batch = [requests.write(f"{paths.backend}/online", "0")]
         if state != _state(CLOSED):

@@ -19,7 +19,7 @@ from xencolo.paths import (
     parse_backend,
 )
 from xencolo.plan import Domain
-from xencolo.status import RESTORED_ROLE, ROLE
+from xencolo.status import RESTORED_ROLE, ROLE, role_requests
 from xencolo.wire import Op, Permission
 from xencolod.asks import Asks, demand, directory, read
 from xencolod.devices import (
@@ -94,8 +94,8 @@ async def set_role(client: Client, domid: int, role: Role | None) -> None:
 
     async def body(transaction: Transaction) -> None:
         await require(transaction, domid)
-        change = requests.rm(node) if role is None else requests.write(node, role)
-        await demand(transaction, [change], absent_ok=[Op.RM])
+        changes = role_requests(domid, role) if role else [requests.rm(node)]
+        await demand(transaction, changes, absent_ok=[Op.RM])
 
     await client.transaction(body)
 

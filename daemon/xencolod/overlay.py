@@ -64,5 +64,7 @@ def _error(owner: "Replicator") -> str | None:
     (role, state), record = owner.place, owner.performer.record
     unreached = owner.reach.error if role is Role.PRIMARY else None
     kept = state is _S.LISTENING and record is not None and record.in_sync
-    said = owner.error or owner.obstacle or unreached
-    return said or (_KEPT.format(owner.domid) if kept else None)
+    said = owner.error or owner.obstacle
+    if said and unreached and state is _S.DEGRADED and unreached != said:
+        return f"{said}; since then: {unreached}"
+    return said or unreached or (_KEPT.format(owner.domid) if kept else None)

@@ -13,7 +13,7 @@ from xencolo.observed import forbidden, found
 from xencolo.plan import Launch
 from xencolo.qmp import Event as QmpEvent
 from xencolo.replication import Action, Event, Place, Step
-from xencolo.status import DomainState, Resync
+from xencolo.status import DomainState, resync_after
 from xencolod.log import emit
 from xencolod.preparation import assume_role, finish_failover, load_record, nameless, ready_images
 
@@ -193,15 +193,13 @@ class Watching:
 
     def _say_progress(self, done: int, total: int) -> None:
         now = trio.current_time()
-        seconds = now - (self._performer.times.resync or now)
-        rate = int(done / seconds) if seconds > 0 else 0
-        left = int((total - done) / rate) if rate else None
-        resync = Resync(done, total, rate, left)
+        resync = resync_after(now - (self._performer.times.resync or now), done, total)
         if resync != self._performer.resync:
             self._performer.resync = resync
             self._owner.changed()
         if now >= self._progress_at:
             self._progress_at = now + _PROGRESS_EVERY
+            rate, left = resync.rate, resync.left
             emit(self._owner.log, "resync.progress", done=done, total=total, rate=rate, left=left)
 
     async def _keep_primary(self) -> None:

@@ -4,7 +4,6 @@ Both stand under ``/libxl/<domid>/colo``: ``command`` is written by who asks and
 takes it, in one transaction with ``answer``. Precedent: ``control/shutdown``.
 """
 
-import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -12,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from xencolo.disk import Role, parse_port
+from xencolo.disk import Role, is_host, is_ipv6, parse_port
 from xencolo.errors import CommandError, DiskError, WrongNode
 from xencolo.paths import colo_path
 from xencolo.status import ANSWER, COMMAND, DomainState
@@ -163,9 +162,6 @@ def answer_path(domid: int) -> str:
 # -- the other host ---------------------------------------------------------------------------------
 
 
-_NAME = re.compile(r"[A-Za-z0-9\-._]{1,255}", re.ASCII)
-
-
 def parse_peer(text: str) -> tuple[str, int | None]:
     """Return host and port of ``HOST[:PORT]``; an IPv6 address in brackets where a port follows.
 
@@ -173,26 +169,18 @@ def parse_peer(text: str) -> tuple[str, int | None]:
     """
     if bracketed := re.fullmatch(r"\[(.*)\](?::(.*))?", text, re.DOTALL):
         host, port = bracketed[1], bracketed[2]
-        known = _is_ipv6(host)
+        known = is_ipv6(host)
     else:
         host, colon, rest = text.partition(":")
         if ":" in rest:
             host, colon, rest = text, "", ""
         port = rest if colon else None
-        known = _is_ipv6(host) if ":" in host else bool(_NAME.fullmatch(host))
+        known = is_host(host)
     if not known:
         raise DiskError(
             f"{text[:80]!r} is no HOST[:PORT]; an IPv6 address goes in brackets: [::1]:9990"
         )
     return host, None if port is None else _peer_port(port)
-
-
-def _is_ipv6(host: str) -> bool:
-    try:
-        ipaddress.IPv6Address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _peer_port(text: str) -> int:

@@ -4,6 +4,7 @@ Source: ``libxl_device_disk`` in Xen's ``libxl_types.idl`` and the defaults of
 ``libxl__device_disk_setdefault``. The names are libxl's, in JSON too.
 """
 
+import ipaddress
 import re
 from enum import StrEnum
 from typing import Any
@@ -74,7 +75,8 @@ def parse_port(text: str) -> int:
 
 # QEMU's id_wellformed() and its limit of 31 characters for a node name.
 _NODE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9\-._]{0,30}", re.ASCII)
-_HOST = re.compile(r"[A-Za-z0-9\-._:\[\]%]{1,255}", re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9\-._]{1,255}", re.ASCII)
+_IPV6 = re.compile(r"[0-9A-Fa-f:.]{2,45}(%[A-Za-z0-9\-._]{1,15})?", re.ASCII)
 
 
 def check_export(name: str) -> str:
@@ -90,14 +92,32 @@ def check_export(name: str) -> str:
     return name
 
 
+def is_host(text: str) -> bool:
+    """Whether the text can be a host name or an address; one of IPv6 has no brackets."""
+    return is_ipv6(text) if ":" in text else bool(_NAME.fullmatch(text))
+
+
+def is_ipv6(text: str) -> bool:
+    """Whether the text is an address of IPv6, its zone behind it or not (``fe80::1%eth0``)."""
+    if not _IPV6.fullmatch(text):
+        return False
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def check_host(host: str) -> str:
     """Return the text if it can be a host name or an address.
 
     :raises DiskError: it can't.
     """
-    if not _HOST.fullmatch(host):
-        raise DiskError(f"colo-host {host[:40]!r} is no host name and no address", "colo_host")
-    return host
+    if is_host(host):
+        return host
+    reason = f"colo-host {host[:40]!r} is no host name and no address"
+    remedy = "; the port goes into colo-port, and IPv6 has no brackets here" if ":" in host else ""
+    raise DiskError(reason + remedy, "colo_host")
 
 
 # A path for open(2): a NUL ends it early, a control character forges lines in logs, and a lone

@@ -203,7 +203,8 @@ class _Parser:
         if field in self.values:
             if self.values[field] != value and name in _FLAGS:
                 self.fail(f"{name} contradicts what was said before: leave one of them out", at)
-            self.fail(f"{name} was given already: leave one of them out", at)
+            first = self.spec[self.places[field] :].partition(",")[0]
+            self.fail(f"{name} was given already, by {first[:40]!r}: leave one of them out", at)
         self.values[field] = value
         self.places[field] = at
 

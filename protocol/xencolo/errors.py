@@ -168,10 +168,11 @@ class UntrustedNode(NodeError):
 
     def __init__(self, path: str, permissions: str) -> None:
         directory, _, node = path.rpartition("/")
-        of_device = "/colo/" not in path
-        remedy = (
-            "detach the device and attach it again" if of_device else "remove it, and set it again"
-        )
+        remedy = "remove it, and set it again"
+        if "/colo/" not in path:
+            remedy = "detach the device and attach it again"
+        elif node == "role":
+            remedy = "set it with xencolo role"
         super().__init__(
             directory,
             node,

@@ -311,12 +311,28 @@ def plan(domain: Domain, machine: Machine, policy: Policy, missing: Mapping[int,
         machine.launch is not None and machine.alive and machine.launch.drives != drives.arguments
     )
     kept = held and launch is not None and launch == machine.launch
-    devices |= dict.fromkeys(leaving, (DeviceState.LEAVING, _KEPT if kept else None))
+    why = _why_kept(domain, policy, devices) if kept else None
+    devices |= dict.fromkeys(leaving, (DeviceState.LEAVING, why))
     closing = (devid for devid, device in leaving.items() if device.state == CLOSING)
     closed = () if held or domain.foreign else tuple(sorted(closing))
     culprits = {devid: image.node for devid, image in missing.items()}
     culprits |= {devid: error.node for devid, error in drives.errors.items()}
     return Plan(launch, _status(state, machine, devices, error), closed, culprits)
+
+
+def _why_kept(
+    domain: Domain, policy: Policy, devices: Mapping[int, tuple[DeviceState, str | None]]
+) -> str:
+    wrong = [
+        domain.devices[devid].vdev or str(devid)
+        for devid, (at, _) in sorted(devices.items())
+        if at is DeviceState.ERROR
+    ]
+    if domain.role_error:
+        wrong.append("the role")
+    if not wrong or not policy.restart:
+        return _KEPT
+    return _KEPT_FOR_ERRORS.format(wrong=" and ".join(wrong))
 
 
 def _choose(  # noqa: PLR0911 - one return a row reads best
@@ -345,7 +361,7 @@ def _choose(  # noqa: PLR0911 - one return a row reads best
     if lack := _lack(wanted, broken):
         return None, DomainState.WAITING, lack
     if machine.phase is Phase.FAILED and machine.launch == wanted:
-        return wanted, DomainState.FAILED, machine.error
+        return wanted, DomainState.FAILED, f"{machine.error}{_AGAIN}"
     return wanted, DomainState.LAUNCHING, None
 
 
@@ -389,6 +405,8 @@ _BYPASSED = (
     "with xen_emul_unplug=never"
 )
 _KEPT = "QEMU still has it, and is not restarted without it: restart the domain"
+_KEPT_FOR_ERRORS = "QEMU still has it, and is not restarted while there are errors: mend {wrong}"
+_AGAIN = "; mend that, then reload xencolod: it starts QEMU again"
 _GONE = (
     "its device model, pid {pid}, died; a device model can't be replaced under its guest: restart "
     "the domain, or set qemu.restart"

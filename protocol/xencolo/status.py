@@ -9,9 +9,12 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
+from xencolo import requests
 from xencolo.disk import Role
 from xencolo.errors import WrongNode
 from xencolo.paths import colo_path
+from xencolo.requests import Request
+from xencolo.wire import Permission
 
 ROLE = "role"
 STATE = "state"
@@ -297,6 +300,12 @@ def parse_role(domid: int, value: bytes | None) -> Role | None:
         ) from None
 
 
+def role_requests(domid: int, role: Role) -> list[Request]:
+    """Return what sets the role, in a node that dom0 alone may write, whoever could before."""
+    node = f"{colo_path(domid)}/{ROLE}"
+    return [requests.write(node, role), requests.set_permissions(node, [Permission("n", 0)])]
+
+
 #: What ``domain restore`` leaves, by the stream that the domain is restored from: only a COLO stream
 #: makes a secondary (libxl's ``colo_restore_enable``); the others make what creating the domain would.
 RESTORED_ROLE: Mapping[str, Role | None] = {
@@ -319,6 +328,17 @@ class Resync(NamedTuple):
     total: int
     rate: int
     left: int | None
+
+
+#: Seconds after which the rate so far tells what is to come: QEMU begins with a burst, whatever its limit is.
+_SETTLED = 1.0
+
+
+def resync_after(seconds: float, done: int, total: int) -> Resync:
+    """Return how far a resync is that has copied ``done`` of ``total`` bytes in these seconds."""
+    rate = int(done / seconds) if seconds > 0 else 0
+    left = int((total - done) / rate) if rate and seconds >= _SETTLED else None
+    return Resync(done, total, rate, left)
 
 
 class ReplicationStatus(NamedTuple):

@@ -147,7 +147,11 @@ async def test_a_flood_keeps_no_primary_out(secondary: Victim) -> None:
 
 OF_ANOTHER: dict[str, tuple[Hello, str, str]] = {
     "another domain": (changed(uuid=OTHER), "domain", "no COLO domain with uuid"),
-    "no disk": (changed(disks=()), "disks", "the exports are web-sda, web-xvda here"),
+    "no disk": (
+        changed(disks=()),
+        "disks",
+        "the exports are web-sda, web-xvda on the secondary, and none on the",
+    ),
     "one of two": (changed(disks=HELLO.disks[:1]), "disks", "give the disks the same colo-export"),
     "other disks": (changed(disks=(DiskInfo("xvda", "passwd", MIB),)), "disks", "the exports are"),
     "longer": (
@@ -155,7 +159,7 @@ OF_ANOTHER: dict[str, tuple[Hello, str, str]] = {
         "disks",
         "make them equal",
     ),
-    "older": (changed(generation=0), "generation", "the domain is of generation 1 here"),
+    "older": (changed(generation=0), "generation", "the domain is of generation 1 there"),
 }
 
 
@@ -313,7 +317,7 @@ async def test_a_forged_generation_stops_a_primary_and_never_its_guest(member: M
     pids = member.qemus()
     member.guest.write(XVDA, 0x11, "0", "64k")
     async with primary.link() as link:
-        with pytest.raises(LinkRefused, match="a primary here too"):
+        with pytest.raises(LinkRefused, match="a primary there too"):
             await link.ask(changed(generation=LAST))
     said = member.event("replication.superseded", generation=1, other=LAST)
     member.is_("failed")

@@ -67,6 +67,21 @@ def test_disk_add_sets_the_role_with_it(guest: Server) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "args", [["disk", "add", "5", spec(), "--role", "primary"], ["role", "5", "primary"]]
+)
+def test_a_role_that_the_guest_could_write_is_its_own_no_more(
+    args: list[str], guest: Server
+) -> None:
+    with foreign(guest) as client:
+        client.write(b"/libxl/5/colo/role", b"secondary")
+        client.set_perms(b"/libxl/5/colo/role", [b"n5", b"b0"])
+    assert "Untrusted" in xencolo(guest, "role", "5", status=1).stderr
+    xencolo(guest, *args)
+    assert xencolo(guest, "role", "5").stdout == "primary\n"
+    assert store(guest, b"/libxl/5/colo/role") == {"/libxl/5/colo/role": (b"primary", TOOLSTACK)}
+
+
 def test_a_disk_of_a_driver_domain_is_written_there(guest: Server) -> None:
     xencolo(guest, "disk", "add", "5", spec(backend="3"))
     assert store(guest, b"/local/domain/3/backend/qdisk/5/51712")[
@@ -271,6 +286,7 @@ REFUSED = {
         "uuid '5f1a\\x1b': 32 hexadecimal digits are needed",
     ),
     "a disk that is not there": (["disk", "remove", "5", "xvdb"], "has no device 51728"),
+    "by force": (["disk", "remove", "5", "xvdb", "--force"], "has no device 51728"),
     "a vdev that can't be": (["disk", "remove", "5", "hdz"], "hdz"),
     **{
         f"no domain for {' '.join(args[:2])}": (args, "domain 9 does not exist")

@@ -311,6 +311,8 @@ def test_force_says_what_is_lost(colo_guest: Server) -> None:
         (["resync", "9"], 1, "domain 9 does not exist"),
         (["failover", "9", "--force"], 1, "domain 9 does not exist"),
         (["detach", "5", "--timeout", "0"], 2, "0"),
+        (["detach", "5", "--timeout", "nan"], 2, "nan is no number of seconds"),
+        (["detach", "5", "--timeout", "1e400"], 2, "inf is no number of seconds"),
         (["detach", "5", "--force"], 2, "--force"),
     ],
 )

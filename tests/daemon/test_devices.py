@@ -434,13 +434,23 @@ async def test_what_is_closed_or_gone_is_not_waited_for(
         assert await tree(client) == before
 
 
-async def test_a_device_that_is_not_there_is_refused(store_socket: Path) -> None:
+@pytest.mark.parametrize("force", [False, True])
+async def test_a_device_that_is_not_there_is_refused(store_socket: Path, force: bool) -> None:
     async with guest(store_socket) as client:
         await devices.add(client, 5, COLO)
         before = await tree(client)
         with pytest.raises(DeviceError, match="domain 5 has no device 51728: /libxl/5/"):
-            await devices.remove(client, DevicePaths(5, 51728))
+            await devices.remove(client, DevicePaths(5, 51728), force=force)
         assert await tree(client) == before
+
+
+@pytest.mark.parametrize("left", [LX, BE, FE])
+async def test_what_is_left_of_a_device_is_removed_by_force(store_socket: Path, left: str) -> None:
+    async with guest(store_socket) as client:
+        await devices.add(client, 5, COLO)
+        await demand(client, [requests.rm(path) for path in (LX, BE, FE) if path != left])
+        await devices.remove(client, PATHS, force=True)
+        assert [path for path in await tree(client) if "51712" in path] == []
 
 
 async def test_conflicts_while_it_is_removed(tmp_path: Path, autojump_clock: Clock) -> None:

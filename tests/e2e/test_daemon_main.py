@@ -246,9 +246,11 @@ class TestTrust:
         host.store.attach(host.disk(5))
         event = host.event("domain.role_error", domid=5)
         assert "w5" in event["error"]
-        assert event["error"].endswith("remove it, and set it again")
+        assert event["error"].endswith("set it with xencolo role")
         host.state(5, "waiting")
         assert host.qemus() == []
+        host.xencolo("role", "5", "primary")
+        host.state(5, "standalone")
 
     @pytest.mark.parametrize("node", ["", "/params", "/colo-host"])
     def test_a_device_that_the_guest_can_write(self, host: Host, node: str) -> None:

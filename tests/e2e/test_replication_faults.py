@@ -27,14 +27,14 @@ def test_a_peer_that_does_not_fit(two: list[Member], tmp_path: Path) -> None:
     a.says("Connection refused")
 
     listening(b, disks=DISKS[:1])
-    a.says("the exports are web-xvda here, and web-sda, web-xvda on the primary")
+    a.says("the exports are web-xvda on the secondary, and web-sda, web-xvda on the primary")
     b.store.destroy(DOMID)
     b.event("domain.gone")
     b.disks.clear()
     for path in (b.directory / "state").glob("*.json"):
         path.unlink()
     b.add("secondary", mib=2)
-    a.says("is 2097152 bytes long here, and 1048576 on the primary")
+    a.says("is 2097152 bytes long on the secondary, and 1048576 on the primary")
     assert a.colo("state") == "standalone"
 
     own = {"unencrypted_and_unauthenticated": False}
@@ -74,7 +74,7 @@ def test_a_disk_that_was_made_to_fit(two: list[Member]) -> None:
     a.start()
     a.add(peer=b)
     listening(b, mib=2)
-    a.says("is 2097152 bytes long here, and 1048576 on the primary")
+    a.says("is 2097152 bytes long on the secondary, and 1048576 on the primary")
     for disk in b.disks:
         os.truncate(disk.image, MIB)
         for node in ("active-disk", "hidden-disk"):

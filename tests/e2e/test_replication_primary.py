@@ -653,6 +653,17 @@ def test_a_peer_of_before_is_not_waited_for(two: list[Member]) -> None:
     assert "primary promoted peer-silent" not in a.walked(since=mark)
 
 
+def test_why_a_degraded_primary_does_not_reach_another_secondary(two: list[Member]) -> None:
+    a, b = two
+    replicating(a, b)
+    b.lose()
+    a.is_("degraded")
+    a.says("it closed the connection")
+    assert a.command("resync to=127.0.0.9:1").startswith("resync done")
+    a.says("; since then: 127.0.0.9 port 1: ")
+    assert (a.colo("error") or "").startswith("127.0.0.2 port ")
+
+
 def test_disks_are_not_equal_any_more_when_the_peer_comes_later(two: list[Member]) -> None:
     a, b = two
     a.start()

@@ -131,6 +131,7 @@ def test_a_peer(text: str, peer: tuple[str, int | None]) -> None:
         "::1]",
         "1:2:3",
         "a\n",
+        "::1%a\n",
         "ä",
     ],
 )

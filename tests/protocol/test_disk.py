@@ -175,9 +175,17 @@ def test_what_is_no_export(name: str) -> None:
         check_export(name)
 
 
-@pytest.mark.parametrize("host", ["node-2.example", "192.0.2.1", "[2001:db8::1]", "fe80::1%eth0"])
+@pytest.mark.parametrize("host", ["node-2.example", "192.0.2.1", "2001:db8::1", "fe80::1%eth0"])
 def test_hosts(host: str) -> None:
     assert check_host(host) == host
+
+
+@pytest.mark.parametrize(
+    "host", ["192.0.2.1:9000", "web2:9000", "[2001:db8::1]", "aio:x", "1:2:3", "::1%a\n", "::1%"]
+)
+def test_a_host_has_neither_port_nor_brackets(host: str) -> None:
+    with pytest.raises(DiskError, match="the port goes into colo-port, and IPv6 has no brackets"):
+        check_host(host)
 
 
 @pytest.mark.parametrize("path", ["", "/a\0b", "/a\x7f", "/\ud800"])

@@ -125,7 +125,9 @@ vdev=xvda,vdev=xvda,/x
 format=raw,raw:/x,xvda
            ^ format was given already
 /x,vdev=xvda,target=/y
-             ^ target was given already
+             ^ target was given already, by '/x'
+vdev=xvda,untrust,target=/y
+                  ^ target was given already, by 'untrust'
 cdrom,/x,,hdc,devtype=cdrom
               ^ devtype was given already
 vdev=xvda,discard,no-discard,/x

@@ -253,7 +253,9 @@ ROWS = {
     "ending, gone": Row(GONE, ENDING, None, S.ENDING),
     "ending, foreign": Row(FOREIGN, ENDING, None, S.ENDING),
     # failed
-    "failed": Row(DOMAIN, FAILED, WITH_A, S.FAILED, "exit status 1"),
+    "failed": Row(
+        DOMAIN, FAILED, WITH_A, S.FAILED, "exit status 1; mend that, then reload xencolod"
+    ),
     "failed, one more": Row(BOTH, FAILED, WITH_AB, S.LAUNCHING),
     "failed, foreign": Row(FOREIGN, FAILED, None, S.FOREIGN, "libxl runs it"),
     "failed under its guest": Row(DEAD, FAILED, None, S.FAILED, "pid 99, died", (KEEP,)),
@@ -393,6 +395,18 @@ def test_a_disk_that_leaves_says_whether_it_is_held_up() -> None:
         state, said = status.devices[B]
         assert state is DeviceState.LEAVING
         assert (error in said) if error and said else said is error
+
+
+def test_a_disk_that_leaves_names_the_errors_that_hold_it_up() -> None:
+    role_too = BROKEN_STAYS._replace(role_error="Wrong xenstore node role")
+    for domain, wrong in ((BROKEN_STAYS, "xvdb"), (role_too, "xvdb and the role")):
+        for policy, remedy in zip(CLOSES, (f"mend {wrong}", "restart the domain"), strict=True):
+            status = plan(domain, running(WITH_A), policy, {}).status
+            assert status
+            state, said = status.devices[A]
+            assert state is DeviceState.LEAVING
+            assert said
+            assert said.endswith(remedy)
 
 
 def test_what_only_one_form_has_room_for_is_as_the_running_qemu_has_it() -> None:

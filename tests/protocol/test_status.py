@@ -21,6 +21,7 @@ from xencolo.status import (
     Resync,
     parse_replication,
     parse_role,
+    resync_after,
     status_values,
 )
 from xencolod.publish import published
@@ -152,3 +153,19 @@ def test_a_wrong_role_names_node_value_and_remedy(value: bytes) -> None:
 
 def test_only_a_colo_stream_restores_a_secondary() -> None:
     assert RESTORED_ROLE == {"none": None, "remus": None, "colo": Role.SECONDARY}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "done", "resync"),
+    [
+        (0.0, 0, Resync(0, 24, 0, None)),
+        (0.25, 12, Resync(12, 24, 48, None)),  # the burst with which QEMU begins
+        (2.0, 12, Resync(12, 24, 6, 2)),
+        (2.0, 0, Resync(0, 24, 0, None)),
+        (2.0, 24, Resync(24, 24, 12, 0)),
+    ],
+)
+def test_the_time_left_is_not_told_by_the_burst_of_the_beginning(
+    seconds: float, done: int, resync: Resync
+) -> None:
+    assert resync_after(seconds, done, 24) == resync

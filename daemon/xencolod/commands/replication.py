@@ -2,6 +2,7 @@
 
 # ruff: noqa: PLC0415 - slow modules are imported where they are needed: --help answers at once
 
+import math
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -22,11 +23,27 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., None])
 
 
+class _Seconds(click.FloatRange):
+    """A time of more than 0 seconds: ``nan`` and ``inf`` are none."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(
+        self, value: float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the seconds, or fail with what is needed."""
+        seconds = super().convert(value, param, ctx)
+        if not math.isfinite(seconds):
+            self.fail(f"{seconds} is no number of seconds", param, ctx)
+        return seconds
+
+
 def _waits(function: F) -> F:
     """Give a command what all of them have."""
     timeout = click.option(
         "--timeout",
-        type=click.FloatRange(min=0, min_open=True),
+        type=_Seconds(),
         metavar="S",
         help="Seconds until the command is taken, and with --wait until it is done. By default 10 "
         "until it is taken and no end for the rest.",
