@@ -52,6 +52,7 @@ async def test_a_domain_that_is_lost_in_the_middle_of_a_look_is_kept(
         store.after = after
         await demand(watched.client, [requests.write("/libxl/5/colo/role", "none")])
         await watched.until(lambda: watched.events("xenstore.empty"))
+        await watched.until(lambda: watched.events("reconcile.done", after="xenstore.empty"))
         # A domain that was seen again in it is believed to go.
         await devices.remove(watched.client, DevicePaths(6, 51712, 0), force=True)
         await watched.until(lambda: watched.events("device.gone"))
