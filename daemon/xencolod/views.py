@@ -17,9 +17,9 @@ from xencolo.paths import (
     libxl_domain_path,
 )
 from xencolo.plan import Domain, uuid_of
+from xencolo.requests import Answer, absent_as_none
 from xencolo.status import COMMAND, RECORD, ROLE, STATE, parse_role
-from xencolod.asks import Reads, absent_as_none
-from xencolod.connection import Answer
+from xencolod.asks import Reads
 from xencolod.devices import listed, places_of, read_devices
 
 #: libxl's names of the device models that it starts itself.
