@@ -27,7 +27,6 @@ from xencolo.paths import (
     QDISK,
     DevicePaths,
     backend_root,
-    colo_path,
     domain_path,
     libxl_domain_path,
     numbers,
@@ -36,7 +35,7 @@ from xencolo.paths import (
     parse_domid,
 )
 from xencolo.requests import Answer, absent_as_none
-from xencolo.status import ROLE
+from xencolo.status import role_path
 from xencolo.wire import Op
 from xencolod.asks import Asks, Reads, all_done, demand, directories, names_in, read
 from xencolod.transaction import Transaction
@@ -198,7 +197,7 @@ async def add(client: Client, domid: int, disk: Disk, role: Role | None = None) 
     paths = DevicePaths(domid, disk.devid, disk.backend_domid)
     batch = add_requests(disk, paths)
     if role is not None:
-        batch.append(requests.write(f"{colo_path(domid)}/{ROLE}", role))
+        batch.append(requests.write(role_path(domid), role))
 
     async def body(transaction: Transaction) -> None:
         # One round trip: if a check fails, the writes that came with it are thrown away.

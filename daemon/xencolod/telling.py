@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from xencolo.device import Device
 from xencolo.plan import BadImage, Domain, Plan
-from xencolo.status import DeviceState, DomainState, DomainStatus
+from xencolo.status import ROLE, DeviceState, DomainState, DomainStatus, role_path
 from xencolod.log import Logger, emit
 
 #: What is no error of the disk.
@@ -35,8 +35,8 @@ class Told:
             emit(
                 log,
                 "domain.role_error",
-                path=f"/libxl/{view.domid}/colo/role",
-                node="role",
+                path=role_path(view.domid),
+                node=ROLE,
                 error=view.role_error,
             )
         self.role_error = view.role_error

@@ -273,6 +273,11 @@ STATUS_NODES = (
 )
 
 
+def role_path(domid: int) -> str:
+    """Return the node that says which role a domain should have."""
+    return f"{colo_path(domid)}/{ROLE}"
+
+
 def parse_role(domid: int, value: bytes | None) -> Role | None:
     """Return the role in the role node, None where it is absent.
 
