@@ -6,9 +6,8 @@ from typing import Protocol
 
 from xencolo import requests
 from xencolo.errors import StoreError
-from xencolo.requests import Request
+from xencolo.requests import Answer, Request, absent_as_none
 from xencolo.wire import Op, Permission, parse_permissions, split
-from xencolod.connection import Answer
 
 #: What meets a conflict is redone this often (libxl: without end; XSA-326 taught otherwise).
 TRANSACTION_ATTEMPTS = 30
@@ -77,18 +76,6 @@ async def read(to: Asks, path: str) -> bytes | None:
     :raises StoreError: any error but ENOENT.
     """
     return absent_as_none((await to.batch([requests.read(path)]))[0])
-
-
-def absent_as_none(answer: Answer) -> bytes | None:
-    """Return an answer, with None for ENOENT.
-
-    :raises StoreError: any other error.
-    """
-    if isinstance(answer, bytes):
-        return answer
-    if answer.errno == errno.ENOENT:
-        return None
-    raise answer
 
 
 async def directory(to: Asks, path: str) -> list[str]:

@@ -8,11 +8,8 @@ from collections.abc import Callable, Sequence
 import trio
 
 from xencolo.errors import ConnectionLost, DeadlineExceeded, StoreError, WireError, XenstoreError
-from xencolo.requests import Request
+from xencolo.requests import Answer, Request
 from xencolo.wire import ERRNOS, HEADER, ID_MASK, PAYLOAD_MAX, REPLY_MAX, Decoder, Op, Packet
-
-#: An answer's payload, or the error that xenstored gave instead of it.
-Answer = bytes | StoreError
 
 # Plain numbers: to look a member up in its enum costs as much as the rest of an answer's way.
 _WATCH_EVENT, _ERROR = int(Op.WATCH_EVENT), int(Op.ERROR)

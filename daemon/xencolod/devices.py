@@ -34,10 +34,10 @@ from xencolo.paths import (
     parse_devid,
     parse_domid,
 )
+from xencolo.requests import Answer, absent_as_none
 from xencolo.status import role_requests
 from xencolo.wire import Op
-from xencolod.asks import Asks, Reads, absent_as_none, all_done, demand, directories, names_in, read
-from xencolod.connection import Answer
+from xencolod.asks import Asks, Reads, all_done, demand, directories, names_in, read
 from xencolod.transaction import Transaction
 from xencolod.xenstore import Client
 

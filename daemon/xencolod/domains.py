@@ -12,14 +12,13 @@ from xencolo.errors import DomainError, PathError
 from xencolo.paths import (
     KINDS,
     backend_root,
-    colo_path,
     device_model_path,
     domain_path,
     libxl_domain_path,
     parse_backend,
 )
 from xencolo.plan import Domain
-from xencolo.status import RESTORED_ROLE, ROLE, role_requests
+from xencolo.status import RESTORED_ROLE, role_path, role_requests
 from xencolo.wire import Op, Permission
 from xencolod.asks import Asks, demand, directory, read
 from xencolod.devices import (
@@ -90,7 +89,7 @@ async def set_role(client: Client, domid: int, role: Role | None) -> None:
     :raises DomainError: there is no such domain.
     :raises XenstoreError: xenstored failed; nothing was written.
     """
-    node = f"{colo_path(domid)}/{ROLE}"
+    node = role_path(domid)
 
     async def body(transaction: Transaction) -> None:
         await require(transaction, domid)

@@ -6,8 +6,7 @@ from xencolo import link, requests
 from xencolo.disk import Role
 from xencolo.errors import ConfigError, KeysError, LinkSilent
 from xencolo.link import refusal
-from xencolo.paths import colo_path
-from xencolo.status import ROLE
+from xencolo.status import role_path
 from xencolod.asks import ask, read
 from xencolod.keys import qemu_credentials
 from xencolod.listener import Peer, serve_link
@@ -68,14 +67,14 @@ class Hub:
 
         :raises XenstoreError: xenstored failed.
         """
-        return await read(self._client, f"{colo_path(domid)}/{ROLE}") == role.encode()
+        return await read(self._client, role_path(domid)) == role.encode()
 
     async def set_role(self, domid: int, role: Role) -> None:
         """Write the role node.
 
         :raises XenstoreError: xenstored failed.
         """
-        await ask(self._client, requests.write(f"{colo_path(domid)}/{ROLE}", role))
+        await ask(self._client, requests.write(role_path(domid), role))
 
     def add(self, replicator: Replicator) -> None:
         """Have a domain's requests answered."""

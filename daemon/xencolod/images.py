@@ -280,14 +280,16 @@ async def _three_files(chain: Chain) -> None:
     """Check that no two names, by way of links, are one image."""
     seen: dict[tuple[int, int], str] = {}
     for path in (chain.secondary, chain.hidden, chain.active):
-        if found := await _in_thread(path, _stat, path):
-            # A block device may have several nodes: its number is what it is.
-            block = stat.S_ISBLK(found.st_mode)
-            other = seen.setdefault(
-                (-1, found.st_rdev) if block else (found.st_dev, found.st_ino), path
-            )
-            if other != path:
-                raise ImageError(path, f"the same image as {other}; name three")
+        found = await _in_thread(path, _stat, path)
+        other = seen.setdefault(_identity(found), path) if found else path
+        if other != path:
+            raise ImageError(path, f"the same image as {other}; name three")
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    # A block device may have several nodes: its number is what it is.
+    block = stat.S_ISBLK(found.st_mode)
+    return (-1, found.st_rdev) if block else (found.st_dev, found.st_ino)
 
 
 # -- doing it -----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from xencolo import requests
 from xencolo.errors import StoreError, XenstoreError
 from xencolo.paths import DevicePaths, colo_path, device_model_path, domain_path
 from xencolo.plan import uuid_of
-from xencolo.requests import Request
+from xencolo.requests import Answer, Request, absent_as_none
 from xencolo.status import (
     ANSWER,
     COMMAND,
@@ -32,13 +32,11 @@ from xencolo.wire import Op
 from xencolod.asks import (
     TRANSACTION_ATTEMPTS,
     Asks,
-    absent_as_none,
     all_done,
     demand,
     directories,
     names_in,
 )
-from xencolod.connection import Answer
 from xencolod.devices import remove_with_empty_parents
 from xencolod.transaction import Transaction
 from xencolod.xenstore import Client

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from xencolo.device import Device
 from xencolo.plan import BadImage, Domain, Plan
-from xencolo.status import DeviceState, DomainState, DomainStatus
+from xencolo.status import ROLE, DeviceState, DomainState, DomainStatus, role_path
 from xencolod.log import Logger, emit
 
 #: What is no error of the disk.
@@ -35,8 +36,8 @@ class Told:
             emit(
                 log,
                 "domain.role_error",
-                path=f"/libxl/{view.domid}/colo/role",
-                node="role",
+                path=role_path(view.domid),
+                node=ROLE,
                 error=view.role_error,
             )
         self.role_error = view.role_error
@@ -83,12 +84,12 @@ class Told:
         """Log each error of each disk once, and once more when it is gone."""
         now: dict[tuple[int, str, str], str] = {}
         found = [(d, c) for d in view.devices.values() for c in _complaints(d, decided, missing)]
-        for device, (path, node, kind, error) in found:
-            key = device.paths.devid, path, kind
-            now[key] = error
-            if self.complaints.get(key) != error:
+        for device, complaint in found:
+            key = device.paths.devid, complaint.path, complaint.kind
+            now[key] = complaint.error
+            if self.complaints.get(key) != complaint.error:
                 log = domain_log.bind(devid=device.paths.devid, vdev=device.vdev)
-                _tell_complaint(log, path, node, kind, error)
+                _tell_complaint(log, complaint)
         wrong = {(devid, path) for devid, path, _ in now}
         before = {(devid, path) for devid, path, kind in self.complaints if kind not in _REASONS}
         for devid, path in sorted(before - wrong):
@@ -98,7 +99,17 @@ class Told:
         self.complaints = now
 
 
-def _tell_complaint(log: Logger, path: str, node: str, kind: str, error: str) -> None:
+class _Complaint(NamedTuple):
+    """Something that is wrong with a disk; ``path`` is the node's whole path."""
+
+    path: str
+    node: str
+    kind: str
+    error: str
+
+
+def _tell_complaint(log: Logger, complaint: _Complaint) -> None:
+    path, node, kind, error = complaint
     if kind == DeviceState.SKIPPED.value:
         emit(log, "device.skipped", reason=error)
     elif kind == DeviceState.LEAVING.value:
@@ -107,12 +118,10 @@ def _tell_complaint(log: Logger, path: str, node: str, kind: str, error: str) ->
         emit(log, "device.error", path=path, node=node, kind=kind, error=error)
 
 
-def _complaints(
-    device: Device, decided: Plan, missing: Mapping[int, BadImage]
-) -> list[tuple[str, str, str, str]]:
-    """Return (path, node, kind, error) of all that is wrong with a disk."""
+def _complaints(device: Device, decided: Plan, missing: Mapping[int, BadImage]) -> list[_Complaint]:
+    """Return all that is wrong with a disk."""
     if device.errors:
-        return [(e.path, e.node, e.kind, str(e)) for e in device.errors]
+        return [_Complaint(e.path, e.node, e.kind, str(e)) for e in device.errors]
     devid, status = device.paths.devid, decided.status
     if status is None or devid not in status.devices:
         return []
@@ -123,4 +132,4 @@ def _complaints(
     if state in _REASONS:
         kind = state.value
     node = decided.culprits.get(devid, "params")
-    return [(f"{device.paths.libxl}/{node}", node, kind, error)]
+    return [_Complaint(f"{device.paths.libxl}/{node}", node, kind, error)]

@@ -4,9 +4,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from xencolo import requests
-from xencolo.requests import Request
+from xencolo.requests import Answer, Request
 from xencolod.asks import ask
-from xencolod.connection import Answer, Connection
+from xencolod.connection import Connection
 
 
 class Transaction:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from xencolo import requests
+from xencolo.command import command_path
 from xencolo.device import Device, check_trust
 from xencolo.disk import Role
 from xencolo.errors import NodeError
@@ -17,9 +18,9 @@ from xencolo.paths import (
     libxl_domain_path,
 )
 from xencolo.plan import Domain, uuid_of
-from xencolo.status import COMMAND, RECORD, ROLE, STATE, parse_role
-from xencolod.asks import Reads, absent_as_none
-from xencolod.connection import Answer
+from xencolo.requests import Answer, absent_as_none
+from xencolo.status import RECORD, STATE, parse_role, role_path
+from xencolod.asks import Reads
 from xencolod.devices import listed, places_of, read_devices
 
 #: libxl's names of the device models that it starts itself.
@@ -54,13 +55,13 @@ class _Nodes(NamedTuple):
             home,
             f"{home}/name",
             f"{home}/vm",
-            f"{colo_path(domid)}/{ROLE}",
+            role_path(domid),
             f"{colo_path(domid)}/{STATE}",
             f"{home}/image/device-model-pid",
             f"{libxl}/dm-version",
             f"{libxl}/type",
             f"{colo_path(domid)}/{RECORD}",
-            f"{colo_path(domid)}/{COMMAND}",
+            command_path(domid),
             f"{home}/memory/static-max",
             f"{home}/memory/videoram",
         )
@@ -167,7 +168,7 @@ def _domain(
         record=_text(values["record"]),
         command=values["command"] or None,
         command_error=_distrusted(
-            f"{colo_path(domid)}/{COMMAND}",
+            command_path(domid),
             values["command"],
             head[len(_Nodes._fields) + 1],
             trusted,
@@ -199,7 +200,7 @@ def _role(
     if value is None:
         return None, None
     try:
-        check_trust(f"{colo_path(domid)}/{ROLE}", absent_as_none(permissions), trusted)
+        check_trust(role_path(domid), absent_as_none(permissions), trusted)
         return parse_role(domid, value), None
     except NodeError as error:
         return None, str(error)

@@ -18,10 +18,10 @@ import trio
 from xencolo import requests
 from xencolo._pyxs import default_socket
 from xencolo.errors import ConnectionLost, DeadlineExceeded, StoreError, XenstoreError
-from xencolo.requests import Request
+from xencolo.requests import Answer, Request
 from xencolo.wire import Op, split
 from xencolod.asks import TRANSACTION_ATTEMPTS
-from xencolod.connection import Answer, Connection, connect
+from xencolod.connection import Connection, connect
 from xencolod.nurseries import background
 from xencolod.transaction import Transaction
 from xencolod.watch import Watch

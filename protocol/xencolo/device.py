@@ -25,10 +25,8 @@ from xencolo.errors import (
 )
 from xencolo.nodes import BACKEND_NODES, LIBXL_NODES, Fields, Need, Node
 from xencolo.paths import DevicePaths, devid_to_vdev, parse_backend
-from xencolo.requests import Request
+from xencolo.requests import Answer, Request, absent_as_none
 from xencolo.wire import Op, parse_permissions, split, writers
-
-Answer = bytes | StoreError
 
 _DESCRIPTION = tuple(node for node in (*LIBXL_NODES, *BACKEND_NODES) if node.parse)
 #: The toolstack's copy alone has ``backend``; all else must stand in the backend's directory too.
@@ -123,7 +121,7 @@ def listings(answers: Sequence[Answer]) -> Listings:
 def _listing(answer: Answer) -> bytes | None:
     if isinstance(answer, StoreError) and answer.errno == errno.E2BIG:
         return None
-    return _value(answer) or b""
+    return absent_as_none(answer) or b""
 
 
 @lru_cache(maxsize=1024)
@@ -149,14 +147,6 @@ def read_requests(paths: DevicePaths, there: Listings = Listings()) -> list[Requ
     ]
 
 
-def _value(answer: Answer) -> bytes | None:
-    if isinstance(answer, bytes):
-        return answer
-    if answer.errno == errno.ENOENT:
-        return None
-    raise answer
-
-
 def device_from_answers(
     paths: DevicePaths,
     answers: Sequence[Answer],
@@ -172,7 +162,7 @@ def device_from_answers(
     rest = iter(answers)
     told, guarded = _sorted(_questions("libxl", there.libxl), rest)
     served, served_guarded = _sorted(_questions("backend", there.backend), rest)
-    frontend_backend = _value(next(rest))
+    frontend_backend = absent_as_none(next(rest))
     libxl_perms, backend_perms = guarded.pop(""), served_guarded[""]
     if backend_perms is None and (
         libxl_perms is None or _served_elsewhere(told.get("backend"), paths)
@@ -213,7 +203,7 @@ def _sorted(
     values: dict[str, bytes | None] = {}
     permissions: dict[str, bytes | None] = {}
     for (op, name), answer in zip(questions, answers, strict=False):
-        (values if op == _READ else permissions)[name] = _value(answer)
+        (values if op == _READ else permissions)[name] = absent_as_none(answer)
     return values, permissions
 
 

@@ -60,12 +60,16 @@ def image_drivers(arguments: Iterable[str]) -> dict[str, str]:
     for argument in arguments:
         if argument.startswith("{"):
             _collect(json.loads(argument), found)
-            continue
-        for option in argument.replace(",,", "\0").split(","):
-            key, _, value = option.partition("=")
-            if key == "file" or key.endswith(".filename"):
-                found[value.replace("\0", ",")] = ""
+        else:
+            found |= dict.fromkeys(_named_in_text(argument), "")
     return found
+
+
+def _named_in_text(argument: str) -> Iterator[str]:
+    for option in argument.replace(",,", "\0").split(","):
+        key, _, value = option.partition("=")
+        if key == "file" or key.endswith(".filename"):
+            yield value.replace("\0", ",")
 
 
 def _collect(node: Any, found: dict[str, str]) -> None:  # noqa: ANN401 - JSON

@@ -4,10 +4,11 @@ Source: Xen's ``docs/misc/xenstore.txt``. Every builder raises :exc:`~xencolo.er
 a path that xenstored would refuse.
 """
 
+import errno
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from xencolo.errors import WireError
+from xencolo.errors import StoreError, WireError
 from xencolo.wire import PAYLOAD_MAX, Op, Permission, check_path, check_watch_path, strings
 
 
@@ -21,6 +22,22 @@ class Request(NamedTuple):
     def path(self) -> str:
         """The path that is asked for, or the first word of what is."""
         return self.payload.split(b"\0", 1)[0].decode("ascii", "replace")
+
+
+#: An answer's payload, or the error that xenstored gave instead of it.
+Answer = bytes | StoreError
+
+
+def absent_as_none(answer: Answer) -> bytes | None:
+    """Return an answer, with None for ENOENT.
+
+    :raises StoreError: any other error.
+    """
+    if isinstance(answer, bytes):
+        return answer
+    if answer.errno == errno.ENOENT:
+        return None
+    raise answer
 
 
 def _of_path(op: Op, path: str) -> Request:

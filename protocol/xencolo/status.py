@@ -282,6 +282,11 @@ STATUS_NODES = (
 )
 
 
+def role_path(domid: int) -> str:
+    """Return the node that says which role a domain should have."""
+    return f"{colo_path(domid)}/{ROLE}"
+
+
 def parse_role(domid: int, value: bytes | None) -> Role | None:
     """Return the role in the role node, None where it is absent.
 
@@ -302,7 +307,7 @@ def parse_role(domid: int, value: bytes | None) -> Role | None:
 
 def role_requests(domid: int, role: Role) -> list[Request]:
     """Return what sets the role, in a node that dom0 alone may write, whoever could before."""
-    node = f"{colo_path(domid)}/{ROLE}"
+    node = role_path(domid)
     return [requests.write(node, role), requests.set_permissions(node, [Permission("n", 0)])]
 
 

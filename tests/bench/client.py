@@ -23,11 +23,10 @@ from xencolo import requests
 from xencolo.disk import Disk
 from xencolo.nodes import add_requests
 from xencolo.paths import DevicePaths
-from xencolo.requests import Request
+from xencolo.requests import Answer, Request
 from xencolo.wire import Op, split
 from xencolod import devices
 from xencolod.asks import demand
-from xencolod.connection import Answer
 from xencolod.xenstore import Client, open_client
 
 DOMAINS = 250

@@ -33,9 +33,12 @@ class Watched:
         self.client = client
         self._out = out
 
-    def events(self, name: str) -> list[dict[str, Any]]:
-        found = map(json.loads, self._out.getvalue().splitlines())
-        return [event for event in found if event["event"] == name]
+    def events(self, name: str, *, after: str | None = None) -> list[dict[str, Any]]:
+        """Return the events of a name, those after the first of another one if that is given."""
+        found = list(map(json.loads, self._out.getvalue().splitlines()))
+        names = [event["event"] for event in found]
+        start = names.index(after) if after else 0
+        return [event for event in found[start:] if event["event"] == name]
 
     async def until(self, check: Callable[[], object]) -> None:
         """Wait until it is so; in the end show the log."""
@@ -73,7 +76,7 @@ async def reconciling(
 ) -> AsyncIterator[Watched]:
     """Run a reconciler on a store with dom0, and with a plain disk in the domains 5 and 6."""
     path, out = directory / "socket", io.StringIO()
-    settings = Settings(config, xen=xen, log=configure("json", stream=out))
+    settings = Settings(config, xen=xen, log=configure("json", stream=out, level="debug"))
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(serve_embedded, path, store)

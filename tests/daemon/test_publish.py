@@ -12,10 +12,9 @@ from tests.rigs import Server
 from xencolo import requests
 from xencolo.disk import Role
 from xencolo.errors import StoreError
-from xencolo.requests import Request
+from xencolo.requests import Answer, Request
 from xencolo.status import DeviceState, DomainState, DomainStatus
 from xencolod.asks import demand, directory, read
-from xencolod.connection import Answer
 from xencolod.publish import Publisher
 from xencolod.transaction import Transaction
 from xencolod.xenstore import Client, open_client

@@ -182,7 +182,7 @@ def _disk_statuses(
 
 async def _texts(client: "Client", *paths: str) -> list[str | None]:
     from xencolo import requests
-    from xencolod.asks import absent_as_none
+    from xencolo.requests import absent_as_none
 
     answers = map(absent_as_none, await client.batch([requests.read(path) for path in paths]))
     return [(answer and answer.decode("utf-8", "backslashreplace")) or None for answer in answers]
