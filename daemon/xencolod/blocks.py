@@ -114,6 +114,11 @@ class Blocks:
                 await self._do("cont")
             await self._remove(_PAUSED)
 
+    async def stands(self) -> bool:
+        """Return whether the guest stands since :meth:`pause`."""
+        marked = _PAUSED in await self._objects()
+        return marked and not (await self._do("query-status"))["running"]
+
     async def flush(self) -> None:
         """Have all that QEMU holds in memory written; a guest that runs goes on after it.
 

@@ -39,7 +39,8 @@ class PrimaryBlocks(Blocks):
     async def observe(self) -> Attachment:
         """Return how far the disks are attached.
 
-        A secondary that died is noticed by the first write only: until then it is ATTACHED.
+        A secondary that died is noticed by the first write only: until then it is ATTACHED. Not so where the
+        guest stands for a checkpoint that nobody ended: the secondary may yet take it, of what comes after.
         """
         graph = await self._graph()
         jobs = await self._jobs()
@@ -48,7 +49,8 @@ class PrimaryBlocks(Blocks):
         if not jobs and not session and not wanted & graph.nodes:
             return Attachment.CLEAN
         attached = wanted <= graph.nodes and len(self._places(graph)) == len(self._disks)
-        if attached and session and not jobs and not await self.fault():
+        whole = attached and session and not jobs
+        if whole and not await self.stands() and not await self.fault():
             return Attachment.ATTACHED
         return Attachment.PARTIAL
 

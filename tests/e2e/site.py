@@ -68,6 +68,11 @@ class Monitor:
         wrong = self.io(devid, f"write -P {pattern:#x} {offset} {length}")
         assert not wrong, wrong
 
+    def begin(self, devid: int, command: str) -> None:
+        """Have the guest's device do something, and wait for no end of it."""
+        line = f'qemu-io -d disk-{devid} "aio_{command}"'
+        self("human-monitor-command", **{"command-line": line})
+
     def holds(self, devid: int, pattern: int, offset: str, length: str) -> bool:
         """Tell whether the guest reads nothing but the pattern there."""
         wrong = self.io(devid, f"read -P {pattern:#x} {offset} {length}")

@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import socket
+import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -577,6 +579,43 @@ def test_a_checkpoint_that_comes_late_has_nothing_of_after(two: list[Member]) ->
     b.is_("degraded")
     b.command("failover")
     assert b.guest.holds(XVDA, 0x11, "0", "256k")
+
+
+@pytest.mark.walks("primary launching partial")
+def test_a_checkpoint_that_outlives_who_asked_for_it_has_nothing_of_after(
+    two: list[Member],
+) -> None:
+    a, b = two
+    for member in two:
+        member.set(replication={"qmp_timeout": 20}, link={"timeout": 20})
+    replicating(a, b)
+    a.guest("cont")
+    a.guest.write(XVDA, 0x11, "0", "256k")
+    assert a.command("checkpoint") == "checkpoint done number 1"
+    a.guest.write(XVDA, 0x22, "0", "128k")
+    mark, guest = b.mark(), a.guest
+
+    def running() -> bool:
+        return bool(guest("query-status")["running"])
+
+    with ExitStack() as stack:
+        with frozen(b.pid):
+            a.order("checkpoint")
+            until(lambda: not running(), "the guest stands for the checkpoint")
+            stack.enter_context(frozen(b.qemu(DOMID)))
+        b.walks("secondary replicating peer-checkpoints", since=mark)
+        a.kill()
+        a.start()
+        until(running, "its guest goes on")
+        a.kill()
+        guest.begin(XVDA, "write -q -P 0x33 0 64k")
+        time.sleep(0.5)  # it is on its way
+    b.event("checkpoint.taken", since=mark)
+    a.lose_qemu()
+    b.is_("degraded")
+    b.command("failover")
+    assert b.guest.holds(XVDA, 0x22, "0", "128k")
+    assert b.guest.holds(XVDA, 0x11, "128k", "128k")
 
 
 @pytest.mark.walks("secondary listening force-failover", "primary promoted superseded")

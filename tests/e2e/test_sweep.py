@@ -32,6 +32,7 @@ from tests.e2e.sweeping import (
 )
 from tests.rigs.servers import DEADLINE
 from xencolo.disk import Role
+from xencolo.replication import Action
 
 #: Sites at a time: a case waits more than it works.
 _SITES = int(os.environ.get("XENCOLO_SWEEP_SITES", "3"))
@@ -225,6 +226,16 @@ class StartRig(Rig):
             assert not ended, f"only the daemon ended\n{self.story()}"
 
 
+#: Where a primary's guest stands, and the secondary may have been asked.
+_STANDING = {
+    (Role.PRIMARY, Action.PAUSE, "after"),
+    *((Role.PRIMARY, Action.CHECK, when) for when in ("before", "after")),
+    *((Role.PRIMARY, Action.CHECKPOINT_PEER, when) for when in ("before", "after")),
+    *((Role.PRIMARY, Action.CHECKPOINT, when) for when in ("before", "after")),
+    (Role.PRIMARY, Action.RESUME, "before"),
+}
+
+
 class CheckpointRig(Rig):
     operation = CHECKPOINT
 
@@ -238,7 +249,8 @@ class CheckpointRig(Rig):
         was = a.session, a.pid_of_qemu, b.pid_of_qemu
         self.arm(point)
         answer = self.command(a, "checkpoint")
-        if point is None or point.victim is Victim.DAEMON:
+        stood = point is not None and (point.side, point.action, point.when) in _STANDING
+        if not stood and (point is None or point.victim is Victim.DAEMON):
             done = answer.startswith("checkpoint done")
             if b.differs(before):
                 self.right(b, self.content, "the last checkpoint nor the one before")
@@ -248,9 +260,9 @@ class CheckpointRig(Rig):
         self.struck(point, a, b)
         if point is None or point.victim is Victim.DAEMON:
             now = a.session, a.pid_of_qemu, b.pid_of_qemu
-            # Whether a secondary that was asked and did not answer takes it yet, its primary can't know: it
-            # begins a new session.
-            given_up = point is not None and point.side is Role.SECONDARY
+            # Whether a secondary that was asked, or may have been, takes it yet, its primary can't know where
+            # it has no answer: it begins a new session.
+            given_up = stood or (point is not None and point.side is Role.SECONDARY)
             assert (was == now) is not given_up, f"only the daemon ended\n{self.story()}"
             assert was[1] == now[1], "the primary's QEMU goes on"
         if b.differs(self.content):
