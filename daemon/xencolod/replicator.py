@@ -10,7 +10,7 @@ from typing import NamedTuple
 import trio
 
 from xencolo.disk import Role
-from xencolo.errors import LinkClosed, LinkError, UnexpectedEvent, XencoloError
+from xencolo.errors import LinkClosed, LinkError, QmpCommandError, UnexpectedEvent, XencoloError
 from xencolo.observed import (
     forbidden,
     hangs_up,
@@ -22,7 +22,7 @@ from xencolo.observed import (
 )
 from xencolo.plan import Domain, Launch
 from xencolo.qmp import Event as QmpEvent
-from xencolo.record import latest_generation
+from xencolo.record import NO_CHECKPOINT, latest_generation
 from xencolo.replication import Action, Event, Place, Step, failure, step
 from xencolo.status import DomainState
 from xencolod.answering import Answering
@@ -358,7 +358,11 @@ class Replicator:
         if self.performer.lost_qemu:
             self.qemu_lost()
             return
-        what = failure(self.place.role, action, closed=isinstance(error, LinkClosed))
+        in_part = isinstance(error, QmpCommandError) and len(self.performer.disks) > 1
+        closed = isinstance(error, LinkClosed)
+        what = failure(self.place.role, action, closed=closed, in_part=in_part)
+        if what is Event.TORN:
+            self.performer.note(**NO_CHECKPOINT)  # recorded or not
         self._queue.put_first(Occurrence(what, str(error)))
         if isinstance(error, LinkError):
             self.reach.hang_up()

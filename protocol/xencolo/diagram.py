@@ -50,6 +50,7 @@ EVENT_MEANINGS: Mapping[Event, str] = {
     Event.ACCEPTED: "nothing forbids it any more",
     Event.MIRRORED: "every disk of the secondary is equal",
     Event.ACTION_FAILED: "an action failed, or it is not known whether it did",
+    Event.TORN: "QEMU refused a checkpoint that some of several disks may have taken",
     Event.RETRY: "it is time to try again what failed",
 }
 

@@ -60,6 +60,7 @@ class Event(StrEnum):
     # -- from what was done
     MIRRORED = "mirrored"
     ACTION_FAILED = "action-failed"
+    TORN = "torn"
     RETRY = "retry"
 
 
@@ -303,6 +304,10 @@ def _secondary_rows() -> Iterator[tuple[Key, Step]]:
     yield _row(
         *(_Q, _S.REPLICATING, _E.BYPASSED, _A.RECORD_STALE), during=_S.DEGRADED, then=_S.DEGRADED
     )
+    # Some disks may have taken what others refused: together they hold neither this checkpoint nor the last.
+    yield _row(
+        *(_Q, _S.REPLICATING, _E.TORN, _A.RECORD_STALE), during=_S.DEGRADED, then=_S.DEGRADED
+    )
     # Where it listens it hangs up, which ends the copying that its guest has written into.
     for state in (_S.LAUNCHING, _S.LISTENING, _S.DEGRADED, _S.FAILED):
         yield _row(_Q, state, _E.BYPASSED, _A.RECORD_STALE, then=state)
@@ -353,14 +358,17 @@ def expected(place: Place) -> frozenset[Event]:
     return frozenset(event for role, state, event in TABLE if (role, state) == place)
 
 
-def failure(role: Role, action: Action, *, closed: bool) -> Event:
+def failure(role: Role, action: Action, *, closed: bool, in_part: bool = False) -> Event:
     """Return the event that an action which failed is.
 
     A primary that loses its link may go on with the session, but not from the middle of a checkpoint: the
     secondary may still take it, of whatever the guest has written by then.
 
     :param closed: the link to the peer has ended.
+    :param in_part: QEMU refused it, and may have done it to others of several disks.
     """
+    if in_part and role is Role.SECONDARY and action is Action.CHECKPOINT:
+        return Event.TORN
     lost = closed and role is Role.PRIMARY and action is not Action.CHECKPOINT_PEER
     return Event.PEER_LOST if lost else Event.ACTION_FAILED
 

@@ -113,6 +113,17 @@ def test_a_primary_that_does_not_know_of_a_checkpoint_ends_the_session() -> None
     assert Action.DETACH in step(Place(P, State.REPLICATING), Event.ACTION_FAILED).actions
 
 
+def test_only_several_disks_of_a_secondary_can_take_a_checkpoint_in_part() -> None:
+    torn = [
+        (r, a)
+        for r in (P, Q)
+        for a in Action
+        if failure(r, a, closed=False, in_part=True) is Event.TORN
+    ]
+    assert torn == [(Q, Action.CHECKPOINT)]
+    assert Action.RECORD_STALE in step(Place(Q, State.REPLICATING), Event.TORN).actions
+
+
 def test_a_failover_is_recorded_first_flushed_and_recorded_again_before_the_guest_runs() -> None:
     done = step(Place(Q, State.DEGRADED), Event.FAILOVER)
     assert done.actions == (
