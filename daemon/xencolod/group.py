@@ -53,15 +53,17 @@ class Host(Protocol):
     def credentials(self) -> str | None:
         """Return the directory of QEMU's TLS credentials, None for the plain mode."""
 
-    async def has_role(self, domid: int, role: Role) -> bool:
-        """Return whether the role node says this now.
+    async def has_role(self, domid: int, uuid: str, role: Role) -> bool:
+        """Return whether the role node of the domain of this uuid says this now.
 
+        :raises ReplicationError: the domid has come to another domain.
         :raises XenstoreError: xenstored failed.
         """
 
-    async def set_role(self, domid: int, role: Role) -> None:
-        """Write the role node.
+    async def set_role(self, domid: int, uuid: str, role: Role) -> None:
+        """Write the role node, unless the domid has come to another domain.
 
+        :raises ReplicationError: it has.
         :raises XenstoreError: xenstored failed.
         """
 

@@ -4,10 +4,13 @@ import trio
 
 from xencolo import link, requests
 from xencolo.disk import Role
-from xencolo.errors import ConfigError, KeysError, LinkSilent
+from xencolo.errors import ConfigError, KeysError, LinkSilent, ReplicationError
 from xencolo.link import refusal
+from xencolo.paths import domain_path
+from xencolo.plan import uuid_of
+from xencolo.requests import absent_as_none
 from xencolo.status import role_path
-from xencolod.asks import ask, read
+from xencolod.asks import Asks, ask
 from xencolod.keys import qemu_credentials
 from xencolod.listener import Peer, serve_link
 from xencolod.log import emit
@@ -15,6 +18,7 @@ from xencolod.records import Records
 from xencolod.replicator import Replicator
 from xencolod.security import Security, security_of
 from xencolod.supervisor import Settings
+from xencolod.transaction import Transaction
 from xencolod.xenstore import Client
 
 #: Keys that were missing, or a port that was taken, are looked at again after this many seconds.
@@ -62,19 +66,26 @@ class Hub:
         self.security()
         return self._credentials
 
-    async def has_role(self, domid: int, role: Role) -> bool:
-        """Return whether the role node says this now.
+    async def has_role(self, domid: int, uuid: str, role: Role) -> bool:
+        """Return whether the role node of the domain of this uuid says this now.
 
+        :raises ReplicationError: the domid has come to another domain.
         :raises XenstoreError: xenstored failed.
         """
-        return await read(self._client, role_path(domid)) == role.encode()
+        return await _role(self._client, domid, uuid) == role.encode()
 
-    async def set_role(self, domid: int, role: Role) -> None:
-        """Write the role node.
+    async def set_role(self, domid: int, uuid: str, role: Role) -> None:
+        """Write the role node, unless the domid has come to another domain.
 
+        :raises ReplicationError: it has.
         :raises XenstoreError: xenstored failed.
         """
-        await ask(self._client, requests.write(role_path(domid), role))
+
+        async def body(transaction: Transaction) -> None:
+            await _role(transaction, domid, uuid)
+            await ask(transaction, requests.write(role_path(domid), role))
+
+        await self._client.transaction(body)
 
     def add(self, replicator: Replicator) -> None:
         """Have a domain's requests answered."""
@@ -153,3 +164,17 @@ class Hub:
         silent = isinstance(peer.lost, LinkSilent)
         for replicator in self._of(peer.hello.uuid):
             replicator.answering.gone(peer, str(peer.lost), silent=silent)
+
+
+async def _role(to: Asks, domid: int, uuid: str) -> bytes | None:
+    """Return what the role node holds.
+
+    :raises ReplicationError: the domid has come to another domain.
+    :raises XenstoreError: xenstored failed.
+    """
+    asked = map(requests.read, (f"{domain_path(domid)}/vm", role_path(domid)))
+    vm, role = map(absent_as_none, await to.batch([*asked]))
+    # A store that has lost what it held knows of none.
+    if (uuid_of(vm) or uuid).lower() != uuid:
+        raise ReplicationError(f"domain {domid} is not {uuid} any more")
+    return role

@@ -237,11 +237,13 @@ class Performer(Group):
 
         :raises XenstoreError: xenstored failed.
         :raises RecordError: it could not be saved.
+        :raises ReplicationError: the domain has gone meanwhile.
         """
+        uuid = self.known.uuid
         if self.qmp:  # what is recorded as promoted is in no session any more
             await self.either.mark(Mark())
         # Then the node: a role node that says secondary later is the operator's word.
-        await self.host.set_role(self.domid, Role.PRIMARY)
+        await self.host.set_role(self.domid, uuid, Role.PRIMARY)
         await self.save(
             role=Role.PRIMARY,
             promoted=True,

@@ -109,7 +109,7 @@ async def assume_role(performer: Performer, role: Role) -> bool:
     if role is Role.PRIMARY:
         raise ReplicationError(NO_PRIMARY)
     # The start may have been decided before a promotion that wrote the node: it would undo that.
-    if not await performer.host.has_role(performer.domid, role):
+    if not await performer.host.has_role(performer.domid, performer.known.uuid, role):
         return False
     # The operator has made the primary of before a secondary.
     await performer.save(
@@ -134,12 +134,15 @@ async def finish_failover(performer: Performer, log: Logger) -> None:
 
     :raises ImageError: a disk could not be made whole; nothing is lost.
     :raises RecordError: the record could not be saved.
+    :raises ReplicationError: the domain has gone meanwhile; it is finished when it comes again.
     :raises XenstoreError: xenstored failed.
     """
     record = performer.known
     for chain in record.unfinished:
         await images.make_whole(chain)
         emit(log, "failover.recovered", devid=chain.devid, generation=record.generation)
+    if performer.known.uuid != record.uuid:
+        raise ReplicationError("another domain has its domid by now")
     await performer.promote()
 
 

@@ -362,6 +362,40 @@ def test_a_failover_is_interrupted(two: list[Member]) -> None:
     b.is_("listening")
 
 
+def test_another_domain_comes_while_a_failover_is_finished(two: list[Member]) -> None:
+    """Of the same domid, as its toolstack may choose: the failover says nothing of its role."""
+    a, b = two
+    replicating(a, b)
+    a.command("checkpoint")
+    b.stop()
+    unfinished(b)
+    b.lose_qemu()
+    begun, gate, programs = (b.directory / name for name in ("begun", "gate", "bin"))
+    programs.mkdir()
+    slow = programs / "qemu-img"
+    wait = f"touch {begun}; until [ -e {gate} ]; do sleep 0.02; done"
+    lines = ["#!/bin/sh", f"export PATH={os.environ['PATH']}"]
+    lines += [f"if [ $1 = commit ]; then {wait}; fi", 'exec qemu-img "$@"']
+    slow.write_text("\n".join([*lines, ""]))
+    slow.chmod(0o755)
+    b.environment["PATH"] = f"{programs}:{os.environ['PATH']}"
+    mark = b.mark()
+    b.start()
+    until(begun.exists, "a disk is made whole")
+
+    def change() -> None:
+        b.store.destroy(DOMID)
+        b.store.create(DOMID)
+        b.store.attach(*b.disks, role="secondary")
+
+    b.store.together(change)
+    b.barrier()
+    gate.touch()
+    b.event("failover.recovered", since=mark)
+    b.is_("listening")
+    assert b.store.read(f"{COLO}/role") == "secondary"
+
+
 @pytest.mark.walks("primary promoted detach", "primary promoted action-failed")
 def test_a_failover_is_finished_without_its_qemu(two: list[Member]) -> None:
     a, b = two
