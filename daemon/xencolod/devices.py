@@ -1,9 +1,9 @@
 """Devices in xenstore: find, read, add and remove them, as libxl does."""
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import NamedTuple
 
 import trio
@@ -72,18 +72,19 @@ def places_of(domid: int, own_domid: int) -> tuple[str, str]:
     )
 
 
-async def listed(
-    to: Asks, own_domid: int, answers: Mapping[int, Sequence[Answer]]
-) -> list[DevicePaths]:
+async def listed(to: Reads, own_domid: int, domids: Sequence[int]) -> list[DevicePaths]:
     """Return the block devices of domains, each as if it were a qdisk here: :func:`locate` tells.
 
-    :param answers: to ``DIRECTORY`` of :func:`places_of`, by domid.
+    A device is in the toolstack's copy, or among the backends, or both.
+
     :raises XenstoreError: xenstored failed.
     """
+    places = [places_of(domid, own_domid) for domid in domids]
+    answers = iter(await to.spread([*map(requests.directory, chain.from_iterable(places))]))
     return [
         DevicePaths(domid, devid, own_domid)
-        for domid, listings in answers.items()
-        for devid in await _devids(to, places_of(domid, own_domid), listings)
+        for domid, of_domain in zip(domids, places, strict=True)
+        for devid in await _devids(to, of_domain, list(islice(answers, len(of_domain))))
     ]
 
 
@@ -95,17 +96,11 @@ async def _devids(to: Asks, places: Sequence[str], listings: Sequence[Answer]) -
 
 
 async def find(client: Client, own_domid: int, domids: Sequence[int]) -> list[DevicePaths]:
-    """Return all block devices of domains, whoever serves them.
-
-    A device is in the toolstack's copy, or among the backends, or both. Two round trips, however
-    many there are.
+    """Return all block devices of domains, whoever serves them: in two round trips, however many.
 
     :raises XenstoreError: xenstored failed.
     """
-    asked = [place for domid in domids for place in places_of(domid, own_domid)]
-    answers = iter(await client.batch([*map(requests.directory, asked)]))
-    by_domid = {domid: listings for domid, *listings in zip(domids, answers, answers, strict=False)}
-    return await locate(client, await listed(client, own_domid, by_domid))
+    return await locate(client, await listed(client, own_domid, domids))
 
 
 async def locate(to: Reads, here: Sequence[DevicePaths]) -> list[DevicePaths]:

@@ -1,8 +1,8 @@
-"""What the nodes say of whole domains: read in two round trips, however many domains there are."""
+"""What the nodes say of whole domains: read in three round trips, however many domains there are."""
 
 import os
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from xencolo.plan import Domain, uuid_of
 from xencolo.requests import Answer, absent_as_none
 from xencolo.status import RECORD, STATE, parse_role, role_path
 from xencolod.asks import Reads
-from xencolod.devices import listed, places_of, read_devices
+from xencolod.devices import listed, read_devices
 
 #: libxl's names of the device models that it starts itself.
 _LIBXL_DEVICE_MODELS = {b"qemu_xen", b"qemu_xen_traditional"}
@@ -67,18 +67,17 @@ class _Nodes(NamedTuple):
         )
 
 
-def domain_requests(domid: int, own_domid: int) -> list[requests.Request]:
-    """Return what is read of a domain before its devices are."""
+def domain_requests(domid: int) -> list[requests.Request]:
+    """Return what is read of a domain beside its devices."""
     nodes = _Nodes.of(domid)
     return [
         *map(requests.read, nodes),
         requests.get_permissions(nodes.role),
         requests.get_permissions(nodes.command),
-        *map(requests.directory, places_of(domid, own_domid)),
     ]
 
 
-_COUNT = len(_Nodes._fields) + 4
+_COUNT = len(_Nodes._fields) + 2
 
 
 async def read_domains(
@@ -96,15 +95,16 @@ async def read_domains(
     :param xen: whether libxl may be the one that runs device models here.
     :raises XenstoreError: xenstored failed.
     """
-    heads = await _heads(to, domids, own_domid)
-    places = await _places(to, own_domid, heads)
+    # Which disks there are comes first: one that comes with a role is never seen without it.
+    places = await listed(to, own_domid, domids)
+    heads = _post_heads(to, domids)
     devices: dict[int, dict[int, Device]] = {domid: {} for domid in domids}
     for place, device in zip(places, await read_devices(to, places, trusted), strict=True):
         if device:
             devices[place.domid][place.devid] = device
     return {
         domid: _domain(domid, own_domid, head, devices[domid], trusted, ours, xen=xen)
-        for domid, head in heads.items()
+        for domid, head in (await heads()).items()
     }
 
 
@@ -116,24 +116,24 @@ async def read_heads(
     :return: the devices as if all were qdisks here.
     :raises XenstoreError: xenstored failed.
     """
-    heads = await _heads(to, domids, own_domid)
+    places = await listed(to, own_domid, domids)
     domains = {
         domid: _domain(domid, own_domid, head, {}, trusted, {}, xen=False)
-        for domid, head in heads.items()
+        for domid, head in (await _post_heads(to, domids)()).items()
     }
-    return domains, await _places(to, own_domid, heads)
+    return domains, places
 
 
-async def _heads(to: Reads, domids: Sequence[int], own_domid: int) -> dict[int, list[Answer]]:
-    batch = [request for domid in domids for request in domain_requests(domid, own_domid)]
-    answers = await to.spread(batch)
-    return {domid: answers[i * _COUNT : (i + 1) * _COUNT] for i, domid in enumerate(domids)}
+def _post_heads(
+    to: Reads, domids: Sequence[int]
+) -> Callable[[], Awaitable[dict[int, list[Answer]]]]:
+    answers = to.post([request for domid in domids for request in domain_requests(domid)])
 
+    async def heads() -> dict[int, list[Answer]]:
+        said = iter(await answers())
+        return {domid: list(islice(said, _COUNT)) for domid in domids}
 
-async def _places(
-    to: Reads, own_domid: int, heads: Mapping[int, Sequence[Answer]]
-) -> list[DevicePaths]:
-    return await listed(to, own_domid, {domid: head[-2:] for domid, head in heads.items()})
+    return heads
 
 
 def _domain(
@@ -146,8 +146,9 @@ def _domain(
     *,
     xen: bool,
 ) -> Domain:
-    values = dict(zip(_Nodes._fields, map(absent_as_none, head), strict=False))
-    role, role_error = _role(domid, values["role"], head[len(_Nodes._fields)], trusted)
+    *nodes, role_permissions, command_permissions = head
+    values = dict(zip(_Nodes._fields, map(absent_as_none, nodes), strict=True))
+    role, role_error = _role(domid, values["role"], role_permissions, trusted)
     pid = _number(values["device_model_pid"])
     foreign, gone = _device_model(domid, pid, ours)
     if domid == own_domid:
@@ -170,7 +171,7 @@ def _domain(
         command_error=_distrusted(
             command_path(domid),
             values["command"],
-            head[len(_Nodes._fields) + 1],
+            command_permissions,
             trusted,
         ),
         memory=_memory(values["static_max"], values["videoram"]),

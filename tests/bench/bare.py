@@ -18,6 +18,7 @@ from xencolo.paths import DevicePaths, colo_path, domain_path, hint
 from xencolo.requests import Request
 from xencolo.status import STATE, DeviceState, DomainState, DomainStatus, ReplicationStatus
 from xencolo.wire import strings
+from xencolod.devices import places_of
 from xencolod.publish import published
 from xencolod.views import domain_requests
 
@@ -30,7 +31,12 @@ _THERE = Listings(strings(*_NAMES), strings(*(n for n in _NAMES if n != "backend
 def read(client: pyxs.Client, domid: int, devid: int) -> None:
     """Make the requests that xencolod makes."""
     paths = DevicePaths(domid, devid)
-    batch = [*domain_requests(domid, 0), *listing_requests(paths), *read_requests(paths, _THERE)]
+    batch = [
+        *map(requests.directory, places_of(domid, 0)),
+        *domain_requests(domid),
+        *listing_requests(paths),
+        *read_requests(paths, _THERE),
+    ]
     perform(client, [as_call(request) for request in batch])
 
 
