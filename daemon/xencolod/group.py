@@ -11,7 +11,7 @@ import trio
 
 from xencolo import link as peer
 from xencolo.disk import Disk, Format, Role
-from xencolo.errors import LinkClosed, RecordError, ReplicationError
+from xencolo.errors import LinkClosed, ReplicationError
 from xencolo.graph import Form, colo_disks, form_of, has_disk
 from xencolo.observed import is_superseded
 from xencolo.plan import Domain, Launch
@@ -264,7 +264,7 @@ class Group:
             try:
                 if record != self._saved:
                     await self.host.records.save(record)
-            except RecordError:
+            except BaseException:  # cancelled, it is not saved either
                 self._noted = noted | self._noted
                 raise
             self.recall(record)

@@ -1,10 +1,12 @@
 """What a domain's record adds to its nodes."""
 
+from pathlib import Path
 from typing import cast
 
 import msgspec
 import pytest
 import structlog
+import trio
 
 from tests.rigs.disks import COLO
 from xencolo.device import Device
@@ -18,7 +20,7 @@ from xencolo.replication import Action
 from xencolod.config import parse
 from xencolod.hub import Hub
 from xencolod.performer import Performer
-from xencolod.preparation import NO_PRIMARY, as_recorded
+from xencolod.preparation import NO_PRIMARY, as_recorded, load_record
 from xencolod.supervisor import Settings
 from xencolod.xenstore import Client
 
@@ -77,3 +79,21 @@ async def test_what_is_asked_of_a_group_without_disks_is_refused() -> None:
     for action in (Action.SERVE, Action.CONNECT, Action.FAILOVER):
         with pytest.raises(XencoloError):
             await performer.perform(action)
+
+
+async def test_what_was_noted_outlives_a_save_that_is_cancelled(tmp_path: Path) -> None:
+    config = parse(f"[daemon]\nstate_directory = '{tmp_path}'".encode(), name="test", xen=False)
+    hub = Hub(cast(Client, None), Settings(config, xen=False, log=structlog.get_logger()))
+    performer = Performer(5, hub, lambda: None)
+    await load_record(performer, PRIMARY, Role.PRIMARY)
+    performer.note(superseded_by=7)
+    async with hub.records._one:  # another domain's is being saved
+        with trio.move_on_after(0.01) as waiting:
+            await performer.save(relaunched=True)
+    assert waiting.cancelled_caught
+    await load_record(performer, PRIMARY, Role.PRIMARY)
+    assert performer.known.superseded_by == 7
+    await performer.save(relaunched=True)
+    saved = await hub.records.load(UUID)
+    assert saved is not None
+    assert (saved.superseded_by, saved.relaunched) == (7, True)
