@@ -155,11 +155,14 @@ class Answering:
         return None
 
     async def _agree(self, hello: link.Hello) -> None:
-        """Go on with the session that both sides are in, if QEMU has no complaint."""
+        """Go on with the session that both sides are in, if QEMU has no complaint; else with none."""
         performer = self._performer
         may = may_agree(self._owner.place, performer.known, performer.session, hello.session)
         if may and self._owner.accepted and await self._is_sound():
             await self._asked(Event.PEER_AGREES)
+        elif self._owner.place.state is _S.REPLICATING:
+            # It is in another session, or QEMU is in none: who was in this one speaks no more.
+            await self._asked(Event.PEER_LOST)
 
     async def _is_sound(self) -> bool:
         """Whether QEMU serves the disks and has no complaint; one that hangs is replaced for a new session.

@@ -401,9 +401,10 @@ class Replicator:
     def _see_to_fence(self, nursery: trio.Nursery, event: Event) -> None:
         """Run the fencing command, where the configuration has one, once for each loss of the peer."""
         by_command = self._host.settings.config.failover.policy == "command"
+        lost = self.answering.peer is None and needs_fencing(self.place, event)
         if self.place != Place(Role.SECONDARY, _S.DEGRADED):
             self._fence.cancel()
-        elif by_command and needs_fencing(self.place, event):
+        elif by_command and lost:
             self._fence.cancel()
             self._fence = trio.CancelScope()
             nursery.start_soon(self._run_fence, self._fence)

@@ -654,6 +654,27 @@ def test_a_checkpoint_that_outlives_who_asked_for_it_has_nothing_of_after(
     assert b.guest.holds(XVDA, 0x11, "128k", "128k")
 
 
+@pytest.mark.parametrize("policy", ["report", "command"])
+def test_a_primary_that_comes_in_another_session_does_not_replicate(
+    two: list[Member], policy: str
+) -> None:
+    a, b = two
+    b.set(failover={"policy": policy, "command": ["/bin/true"], "after": 0.01})
+    replicating(a, b)
+    mark, caller = b.mark(), Caller(b)
+    with frozen(a.pid):
+        assert caller.hello(session=SESSION)["state"] == "degraded"
+        b.is_("degraded")
+        assert b.colo("peer") == "127.0.0.1"
+        b.barrier()
+        assert not b.events("failover.fencing", since=mark), "who speaks is not dead"
+        caller.close()
+        if policy == "command":
+            b.is_("promoted")
+    if policy == "report":
+        b.is_("replicating")
+
+
 @pytest.mark.walks("secondary replicating torn")
 def test_a_checkpoint_that_one_disk_of_two_refuses_is_none(two: list[Member]) -> None:
     a, b = two

@@ -86,7 +86,7 @@ class Qemu:
     def attachment(self) -> Attachment:
         if not (self.session or self.target):
             return Attachment.CLEAN
-        whole = self.attached and self.session and self.connected
+        whole = self.attached and self.session and self.connected and not self.paused
         return Attachment.ATTACHED if whole else Attachment.PARTIAL
 
     @property
@@ -474,6 +474,8 @@ class Host:
         may = may_agree(daemon.place, self.record, daemon.session, caller.daemon.session)
         if may and daemon.qmp and not self._fault(daemon.qmp):
             self.told(Event.PEER_AGREES, caller)
+        elif daemon.place.state is State.REPLICATING:
+            self.told(Event.PEER_LOST, caller)
         return Welcome(
             generation=self.record.generation,
             state=daemon.place.state.value,
