@@ -19,7 +19,14 @@ from xencolo.command import (
 )
 from xencolo.device import check_trust
 from xencolo.disk import Role
-from xencolo.errors import CommandError, NodeError, WrongNode, XencoloError, XenstoreError
+from xencolo.errors import (
+    CommandError,
+    NodeError,
+    UnexpectedEvent,
+    WrongNode,
+    XencoloError,
+    XenstoreError,
+)
 from xencolo.replication import Event, failover_event, step
 from xencolo.status import DomainState
 from xencolod.asks import ask, demand, read
@@ -37,6 +44,11 @@ _OTHER_ROLE = {
     Role.PRIMARY: "{} is for a secondary, and this domain is the primary",
     Role.SECONDARY: "{} is for the primary, and this domain is the secondary: ask on the other host",
 }
+#: To fill in: the domid here.
+_NO_SECONDARY = "no secondary has its disks now; xencolo status {} tells why"
+_NO_PEER = (
+    "no node names the other host of a promoted domain: say which (xencolo resync {} --to HOST)"
+)
 _NOTHING_TO_TAKE_OVER = (
     "the disks hold no checkpoint of the primary; with force the domain runs on what is there, which may be "
     "part of a resync: all that was not copied yet is lost"
@@ -174,7 +186,10 @@ async def obey(owner: "Replicator", command: Command) -> str:
         raise CommandError(_OTHER_ROLE[owner.place.role].format(command.word))
     match command.word:
         case Word.CHECKPOINT:
-            await owner.push(Event.CHECKPOINT).outcome()
+            try:
+                await owner.push(Event.CHECKPOINT).outcome()
+            except UnexpectedEvent as error:
+                raise CommandError(f"{error}: {_NO_SECONDARY.format(owner.domid)}") from None
             return f"number {performer.number}"
         case Word.DETACH:
             step(owner.place, Event.DETACH)  # refused, it must not be recorded either
@@ -211,7 +226,7 @@ async def _resync(owner: "Replicator", command: Command) -> str:
         raise CommandError(obstacle)
     await performer.save(peer=command.to or performer.known.peer, detached=False, untold=False)
     if owner.reach.address is None:
-        raise CommandError("no node names the other host of a promoted domain: say to=HOST")
+        raise CommandError(_NO_PEER.format(owner.domid))
     performer.equal_at = await performer.primary.writes() if command.assume_equal else None
     owner.reach.hang_up()
     owner.reach.hurry()

@@ -66,5 +66,5 @@ def _error(owner: "Replicator") -> str | None:
     kept = state is _S.LISTENING and record is not None and record.in_sync
     said = owner.error or owner.obstacle
     if said and unreached and state is _S.DEGRADED and unreached != said:
-        return f"{said}; since then: {unreached}"
+        return f"{said}; no link: {unreached}"
     return said or unreached or (_KEPT.format(owner.domid) if kept else None)

@@ -175,9 +175,13 @@ def device_from_answers(
         *_distrust({paths.backend: backend_perms}, trusted | {paths.backend_domid}),
     ]
     is_colo = any(d.get(name) is not None for d in (told, served) for name in COLO_FIELDS.values())
+    directories = {libxl: libxl_perms, paths.backend: backend_perms}
+    # A directory that is missing is one error, and not one for each of its nodes.
+    gone = [path for path, permissions in directories.items() if permissions is None]
+    errors += [MissingNode(*path.rsplit("/", 1)) for path in gone]
     fields: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    for node in _DESCRIPTION:
+    for node in () if gone else _DESCRIPTION:
         try:
             said = _field(node, paths, told, served, is_colo=is_colo)
         except NodeError as error:

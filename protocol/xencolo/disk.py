@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from xencolo.errors import DiskError
-from xencolo.paths import vdev_to_devid
+from xencolo.paths import DOMID_MAX, vdev_to_devid
 
 
 class Backend(StrEnum):
@@ -193,6 +193,11 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         :raises VdevError: the vdev can't be.
         """
         vdev_to_devid(self.vdev)
+        if not 0 <= self.backend_domid <= DOMID_MAX:
+            raise DiskError(
+                f"{self.vdev} has backend {self.backend_domid}: a domid is from 0 to {DOMID_MAX}",
+                "backend_domid",
+            )
         if self.pdev_path:
             check_image(self.pdev_path)
         if self.format is Format.EMPTY and not self.is_cdrom:

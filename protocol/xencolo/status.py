@@ -131,7 +131,7 @@ STATUS_NODES = (
     StatusNode(
         f"/libxl/$DOMID/colo/{ROLE}",
         _words(Role),
-        "the toolstack",
+        "the toolstack and, at a failover, `primary` by xencolod",
         "The role that the domain should have. Absent: `primary` if it has a COLO disk, as a "
         "domain that was created and not restored; else xencolod leaves the domain alone.",
     ),

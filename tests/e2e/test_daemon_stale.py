@@ -17,7 +17,8 @@ def test_a_plain_domain_that_lost_its_role_meanwhile(
     disk = host.disk(5, "xvda", XVDA, colo=False, make=image)
     host.store.attach(disk, role="none")
     host.state(5, "running" if image else "waiting")
-    assert host.store.exists(disk.error) == (not image)
+    # A look may have met the role before the disk.
+    until(lambda: host.store.exists(disk.error) == (not image), "its error is said")
     host.stop()
     for pid in host.qemus(5):
         end(pid)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.host import SDA, XVDA, until
-from tests.e2e.site import Member, listening
+from tests.e2e.site import DOMID, Member, listening
 
 _BOTH = (XVDA, SDA)
 
@@ -58,6 +58,7 @@ def _whole_life(a: Member, b: Member, c: Member) -> None:
         b.guest.write(devid, 0x33, "512k", "128k")
 
     listening(c)
+    assert b.command("resync").endswith(f"say which (xencolo resync {DOMID} --to HOST)")
     assert (
         b.command(f"resync to={c.address}") == f"resync done reaching for {c.address}:{c.link_port}"
     )

@@ -660,7 +660,7 @@ def test_why_a_degraded_primary_does_not_reach_another_secondary(two: list[Membe
     a.is_("degraded")
     a.says("it closed the connection")
     assert a.command("resync to=127.0.0.9:1").startswith("resync done")
-    a.says("; since then: 127.0.0.9 port 1: ")
+    a.says("; no link: 127.0.0.9 port 1: ")
     assert (a.colo("error") or "").startswith("127.0.0.2 port ")
 
 

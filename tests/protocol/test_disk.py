@@ -132,6 +132,8 @@ def test_a_vdev_that_can_not_be() -> None:
         ({"vdev": 1}, "vdev"),
         ({"vdev": "xvda", "format": "vmdk"}, "format"),
         ({"vdev": "xvda", "colo_port": "9000"}, "colo_port"),
+        ({"vdev": "xvda", "backend_domid": -1}, "backend -1: a domid is from 0 to 32751"),
+        ({"vdev": "xvda", "backend_domid": 32752}, "backend 32752: a domid is from"),
     ],
 )
 def test_what_is_no_disk_in_json(value: object, place: str) -> None:
