@@ -215,13 +215,6 @@ class Blocks:
         await self._do("object-add", **arguments, dir=self._credentials, **{"verify-peer": True})
         return {"tls-creds": name}
 
-    async def _has_credentials(self, endpoint: str) -> bool:
-        """Whether QEMU has the credentials that it should have: keys may be replaced while it runs."""
-        name, found = _tls_id(endpoint), None
-        if name in await self._objects():
-            found = await self._do("qom-get", path=f"/objects/{name}", property="dir")
-        return bool(found == self._credentials)
-
     async def _drop_tls(self, endpoint: str) -> None:
         if _tls_id(endpoint) in await self._objects():
             await self._remove(_tls_id(endpoint))

@@ -270,8 +270,11 @@ def _secondary_rows() -> Iterator[tuple[Key, Step]]:
     for event in (_E.QEMU_ERROR, _E.ACTION_FAILED):
         yield _row(_Q, _S.LAUNCHING, event, then=_S.FAILED)
 
-    # Served anew if the keys have been replaced since.
-    yield _row(_Q, _S.LISTENING, _E.PEER_PREPARES, _A.RECORD_STALE, _A.SERVE, then=_S.LISTENING)
+    # Served anew: with the keys and at the port that the primary is told, and to nobody who was here before.
+    yield _row(
+        *(_Q, _S.LISTENING, _E.PEER_PREPARES, _A.RECORD_STALE, _A.UNSERVE, _A.SERVE),
+        then=_S.LISTENING,
+    )
     yield _row(
         *(_Q, _S.LISTENING, _E.PEER_STARTS, _A.START, _A.MARK, _A.RECORD_IN_SYNC),
         then=_S.REPLICATING,

@@ -15,10 +15,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.e2e.host import SDA, SDB, XVDA, argv_of, end, until
+from tests.e2e.host import SDA, SDB, XVDA, argv_of, end, free_ports, until
 from tests.e2e.site import (
     COLO,
+    DISKS,
     DOMID,
+    INFOS,
+    MIB,
     QUICK_LINK,
     UUID,
     Caller,
@@ -674,6 +677,59 @@ def test_a_primary_that_comes_in_another_session_does_not_replicate(
             b.is_("promoted")
     if policy == "report":
         b.is_("replicating")
+
+
+def test_a_port_that_is_changed_while_a_secondary_listens(two: list[Member]) -> None:
+    """Somebody else's server may be at the new one, and export a disk of that name too."""
+    a, b = two
+    listening(b, disks=DISKS[:1])
+    other, port = b.directory / "other.raw", free_ports(1, b.address)[0]
+    other.write_bytes(bytes(MIB))
+    where = ("-b", b.address, "-p", str(port), "-x", "web-xvda")
+    theirs = subprocess.Popen(["qemu-nbd", "-t", "-f", "raw", *where, str(other)])
+    try:
+        (disk,) = b.disks
+
+        def change() -> None:
+            for directory in (disk.backend, disk.libxl):
+                b.store.write(f"{directory}/colo-port", str(port))
+
+        b.store.together(change)
+        b.barrier()
+        a.start()
+        a.add(peer=b, disks=DISKS[:1], colo_port=str(port))
+        b.says("Failed to find an available port")
+        assert a.colo("state") != "replicating"
+    finally:
+        end(theirs.pid)
+        theirs.wait()
+    for member in two:
+        member.is_("replicating")
+    a.guest.write(XVDA, 0x11, "0", "256k")
+    a.command("checkpoint")
+    assert b.guest.holds(XVDA, 0x11, "0", "256k")
+    assert not any(other.read_bytes())
+
+
+def test_a_primary_whose_daemon_is_gone_copies_into_no_other_session(two: list[Member]) -> None:
+    a, b = two
+    a.set(replication={"resync_speed": 1})
+    listening(b, mib=4)
+    a.start()
+    a.add(peer=b, mib=4)
+    a.is_("resyncing")
+    until(lambda: a.guest("query-block-jobs"), "its disks are copied")
+    a.kill()
+    caller = Caller(b)
+    caller.hello(disks=[info | {"length": 4 * MIB} for info in INFOS])
+    assert caller("prepare", session=SESSION)["type"] == "done"
+
+    def ended() -> bool:
+        jobs = a.guest("query-block-jobs")
+        return all(job["status"] == "concluded" and "error" in job for job in jobs)
+
+    until(ended, "it copies no more", 15)
+    caller.close()
 
 
 @pytest.mark.walks("secondary replicating torn")
