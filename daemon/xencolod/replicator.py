@@ -168,7 +168,9 @@ class Replicator:
             self.refusal = self.performer.superseded
         if self.refusal and self.refusal != was:
             emit(self.log, "replication.refused", error=self.refusal)
-            self.push(forbidden(self.performer.record), self.refusal)
+            # Launching, the record may not be known yet, which says more: who looks at QEMU tells of both.
+            if self.place.state is not _S.LAUNCHING:
+                self.push(forbidden(self.performer.record), self.refusal)
         elif was and not self.refusal and self.place.state is _S.FAILED:
             self.push(Event.ACCEPTED)
         if seen.bypassed and (before is None or before.bypassed != seen.bypassed):

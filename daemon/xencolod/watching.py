@@ -127,7 +127,9 @@ class Watching:
                 await self._observe()
                 return
             if refusal := self._owner.refusal:
-                self._tell(forbidden(self._performer.record), refusal)
+                # A QEMU that comes before its turn is looked at first.
+                event = forbidden(self._performer.record)
+                self._owner.push(event, refusal, void=lambda: self._performer.qmp is not None)
                 return
             if self._to_prepare and self._to_prepare != self._prepared:
                 await self._prepare(self._to_prepare)

@@ -153,7 +153,9 @@ def test_the_image_of_one_disk_is_missing(two: list[Member]) -> None:
     assert len(b.guest("query-block-exports")) == 2
 
 
-@pytest.mark.parametrize("unread", [1, 2])
+@pytest.mark.parametrize(
+    "unread", [pytest.param(1, marks=pytest.mark.unexpected("secondary failed failover")), 2]
+)
 def test_nodes_that_cannot_be_read_when_a_session_is_found(two: list[Member], unread: int) -> None:
     """Half of a group would be failed over else, and the other half neither waited for nor recorded."""
     a, b = two
@@ -170,6 +172,7 @@ def test_nodes_that_cannot_be_read_when_a_session_is_found(two: list[Member], un
     if unread == 1:
         b.is_("failed")
         b.says("QEMU has 1 more COLO disks than the nodes describe")
+        until(lambda: b.colo("generation"), "it knows its record")
     assert b.command("failover").startswith("failover failed: ")
     for port in ports:
         b.store.write(port, str(b.nbd_port))
@@ -383,3 +386,31 @@ def test_an_old_qemu_with_plain_drives_is_none_of_its_business(two: list[Member]
     a.add("none")
     a.is_("running")
     assert not a.events("replication.refused")
+
+
+def test_a_superseded_guest_stands_where_nodes_cannot_be_read(two: list[Member]) -> None:
+    """What the record says comes before what the nodes don't."""
+    a, b = two
+    a.start()
+    a.add(peer=b)
+    a.is_("standalone")
+    a.guest("cont")
+    caller = Caller(a)
+    caller.hello(9)
+    caller.close()
+    until(lambda: a.guest("query-status")["status"] == "paused", "the guest stands")
+    until(lambda: a.record["superseded_by"] == 9, "it is recorded")
+    for _ in range(4):
+        a.stop()
+        for at in (a.disks[0].backend, a.disks[0].libxl):
+            a.store.delete(f"{at}/colo-port")
+        mark = a.mark()
+        a.start()
+        a.event("replication.state", since=mark, state="failed")
+        a.barrier()
+        until(lambda: a.colo("generation"), "it knows its record")
+        assert a.guest("query-status")["status"] == "paused"
+        for at in (a.disks[0].backend, a.disks[0].libxl):
+            a.store.write(f"{at}/colo-port", str(b.nbd_port))
+        a.says("generation 9")
+        assert a.guest("query-status")["status"] == "paused"
