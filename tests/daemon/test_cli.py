@@ -335,7 +335,6 @@ def test_what_can_t_be_done_has_one_message_and_no_effect(
         ["drives", "5", "--form", "2017"],
         ["domain", "restore", "5"],
         ["domain", "restore", "5", "--checkpointed-stream", "qemu"],
-        ["status", "--json", "--watch"],
         ["completion", "tcsh"],
         ["nothing"],
     ],

@@ -362,6 +362,20 @@ def test_status_watch_prints_changes_and_ends_on_an_interrupt(colo_guest: Server
         assert ended(process) == (130, "", "")
 
 
+def test_status_watch_prints_a_line_of_json_at_each_change(colo_guest: Server) -> None:
+    with started(colo_guest, "status", "--watch", "--json") as process:
+        (first,) = read_lines(process, 1)
+        assert json.loads(first) == json.loads(xencolo(colo_guest, "status", "--json").stdout)
+        write(colo_guest, "/libxl/5/colo/role", b"secondary")
+        (domain,) = json.loads(read_lines(process, 1)[0])
+        assert (domain["domid"], domain["role"]) == (5, "secondary")
+        write(colo_guest, "/libxl/5/other", b"no part of it")
+        xencolo(colo_guest, "disk", "remove", "5", "xvda", "--force")
+        assert read_lines(process, 1) == ["[]"]
+        process.send_signal(signal.SIGINT)
+        assert ended(process) == (130, "", "")
+
+
 def test_status_watch_lives_through_a_restart_of_xenstored(colo_guest: Server) -> None:
     with started(colo_guest, "status", "5", "--watch") as process:
         read_lines(process, 3)

@@ -73,6 +73,11 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
+def print_json_line(value: object) -> None:
+    """Print one JSON document on a line of its own, as those of a stream are; ASCII alone."""
+    click.echo(json.dumps(value))
+
+
 def cell(value: str | int | None) -> str:
     """Return a value as it stands in a table: ``-`` where there is none."""
     return "-" if value is None or value == "" else printable(str(value))

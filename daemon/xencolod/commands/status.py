@@ -18,6 +18,7 @@ from xencolod.commands.output import (
     message,
     percent,
     print_json,
+    print_json_line,
     print_table,
     resync_bar,
     rich_table,
@@ -104,12 +105,11 @@ def status(domid: int | None, as_json: bool, watch: bool) -> None:
     Each with its role, state, replication, QEMU and errors. The states are xencolod's; errors in
     the nodes of a disk are found without it, too. A line without VDEV is about the domain. CHECKPOINT
     is the number and the age of the last one. In a pipe, --watch prints the lines that changed; that a
-    checkpoint was taken is no change.
+    checkpoint was taken is no change. With --json it prints all anew on one line at every change.
     """
-    if as_json and watch:
-        raise click.UsageError("--json prints one document: it does not go with --watch")
     if watch:
-        run(lambda client: _follow(client, domid))
+        follow = _follow_json if as_json else _follow
+        run(lambda client: follow(client, domid))
         return
     found = run(lambda client: read_status(client, domid))
     if as_json:
@@ -253,6 +253,15 @@ async def _follow(client: "Client", domid: int | None) -> None:
         for row in changed_rows(before, rows):
             click.echo(line(row))
         before = rows
+
+
+async def _follow_json(client: "Client", domid: int | None) -> None:
+    before = None
+    async for found in _changes(client, domid):
+        document = [_as_json(domain) for domain in found]
+        if document != before:
+            print_json_line(document)
+        before = document
 
 
 def resync_bars(found: Iterable[Status]) -> "Iterator[Table]":
