@@ -41,18 +41,27 @@ class Killed(Exception):
 
 
 class Mortal:
-    """A QMP connection of a daemon that is killed instead of giving command number ``life``."""
+    """A QMP connection of a daemon that is killed instead of giving command number ``life``.
+
+    A question that is asked again counts once: how often depends on the machine, and changes nothing.
+    """
 
     def __init__(self, qmp: Qmp, life: int) -> None:
         self._qmp = qmp
+        self._asked: set[str] = set()
         self.life = life
 
     async def execute(
         self, command: str, arguments: Mapping[str, Any] | None = None, **how: Any
     ) -> Any:
-        if self.life == 0:
-            raise Killed(command)
-        self.life -= 1
+        if command not in self._asked:
+            if self.life == 0:
+                raise Killed(command)
+            self.life -= 1
+        if command.startswith("query-"):
+            self._asked.add(command)
+        else:
+            self._asked.clear()
         return await self._qmp.execute(command, arguments, **how)
 
 
