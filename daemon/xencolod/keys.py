@@ -217,6 +217,20 @@ def parse(data: bytes, path: str) -> Keys:
 # -- for QEMU -----------------------------------------------------------------------------------
 
 
+#: The group ffdhe2048 of RFC 7919. Without it QEMU looks for one of its own whenever the disks are served,
+#: and does nothing else meanwhile: 290 to 700 ms here, 2 ms with it.
+_DH_PARAMETERS = b"""\
+-----BEGIN DH PARAMETERS-----
+MIIBCAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz
++8yTnc4kmz75fS/jY2MMddj2gbICrsRhetPfHtXV/WVhJDP1H18GbtCFY2VVPe0a
+87VXE15/V8k1mE8McODmi3fipona8+/och3xWKE2rec1MKzKT0g6eXq8CrGCsyT7
+YdEIqUuyyOP7uWrat2DX9GgdT0Kj3jlN9K5W7edjcrsZCwenyO4KbXCeAvzhzffi
+7MA0BM0oNC9hkXL+nOmFg/+OTxIy7vKBg8P+OxtMb61zO7X8vC7CIAXFjvGDfRaD
+ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
+-----END DH PARAMETERS-----
+"""
+
+
 def qemu_credentials(file: str, directory: str) -> str:
     """Lay the keys out for QEMU's tls-creds-x509, as server and as client.
 
@@ -233,6 +247,7 @@ def qemu_credentials(file: str, directory: str) -> str:
         "server-key.pem": keys.private_key,
         "client-cert.pem": keys.certificate,
         "client-key.pem": keys.private_key,
+        "dh-params.pem": _DH_PARAMETERS,
     }
     name = hashlib.sha256(b"".join(files.values())).hexdigest()[:16]
     target = Path(directory, f"tls-{name}")

@@ -1,9 +1,11 @@
 """The key file: made once, read with suspicion, laid out for QEMU."""
 
+import base64
 import os
 import re
 import stat
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal, localcontext
 from pathlib import Path
 
 import pytest
@@ -186,10 +188,34 @@ def test_keys_that_have_ended_are_refused_with_the_remedy(tmp_path: Path) -> Non
 # -- for QEMU -----------------------------------------------------------------------------------
 
 
+def ffdhe2048() -> int:
+    """Return the prime of the group, as RFC 7919 (appendix A.1) defines it by Euler's number."""
+    with localcontext() as context:
+        context.prec = 700
+        e = Decimal(1).exp() * 2**1918
+    return 2**2048 - 2**1984 + (int(e) + 560316) * 2**64 - 1
+
+
+FFDHE2048 = ffdhe2048()
+
+
+def group_in(pem: bytes) -> tuple[int, int]:
+    """Return prime and generator of a PKCS #3 file: a sequence of two integers, in DER."""
+    begin, *lines, end = pem.decode().splitlines()
+    assert (begin, end) == ("-----BEGIN DH PARAMETERS-----", "-----END DH PARAMETERS-----")
+    der = base64.b64decode("".join(lines))
+    head, prime, generator = der[:8], der[8:-3], der[-3:]
+    assert head == bytes.fromhex("3082010802820101")
+    assert generator[:2] == bytes.fromhex("0201")
+    return int.from_bytes(prime), generator[2]
+
+
 def test_the_layout_for_qemu_is_private_whole_and_made_once(file: Path, tmp_path: Path) -> None:
     directory = Path(keys.qemu_credentials(str(file), str(tmp_path)))
     found = keys.load(str(file))
-    assert {path.name: path.read_bytes() for path in directory.iterdir()} == {
+    laid_out = {path.name: path.read_bytes() for path in directory.iterdir()}
+    assert group_in(laid_out.pop("dh-params.pem")) == (FFDHE2048, 2)
+    assert laid_out == {
         "ca-cert.pem": found.authority,
         "server-cert.pem": found.certificate,
         "server-key.pem": found.private_key,
