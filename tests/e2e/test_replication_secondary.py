@@ -819,7 +819,8 @@ def test_both_hosts_were_made_secondary(two: list[Member]) -> None:
     assert "may be part of a resync" in a.command("failover")
 
 
-def test_a_disk_that_is_added_does_not_cost_the_last_checkpoint(two: list[Member]) -> None:
+def suspended(two: list[Member]) -> int:
+    """Have a secondary lose its primary after a checkpoint; return the pid of its QEMU."""
     a, b = two
     replicating(a, b)
     a.guest.write(XVDA, 0x11, "0", "256k")
@@ -827,6 +828,12 @@ def test_a_disk_that_is_added_does_not_cost_the_last_checkpoint(two: list[Member
     pid = b.qemu(DOMID)
     a.lose()
     b.is_("degraded")
+    return pid
+
+
+def test_a_disk_that_is_added_does_not_cost_the_last_checkpoint(two: list[Member]) -> None:
+    b = two[1]
+    pid = suspended(two)
     b.store.attach(b.disk(DOMID, "sdb", SDB, colo=False))
     b.says("QEMU has the last checkpoint of a primary that was lost")
     assert b.colo("state") == "degraded"
@@ -842,13 +849,8 @@ def test_a_disk_that_is_added_costs_no_checkpoint_that_the_daemon_can_say_nothin
     two: list[Member], restarted: bool
 ) -> None:
     """It has not looked yet, or the disk makes a group of them that can't replicate."""
-    a, b = two
-    replicating(a, b)
-    a.guest.write(XVDA, 0x11, "0", "256k")
-    a.command("checkpoint")
-    pid = b.qemu(DOMID)
-    a.lose()
-    b.is_("degraded")
+    b = two[1]
+    pid = suspended(two)
     if restarted:
         other = b.disk(DOMID, "sdb", SDB, colo=False)
         b.stop()
