@@ -14,7 +14,9 @@ import trio
 from tests.rigs.disks import PLAIN
 from tests.rigs.servers import DEADLINE
 from xencolo import requests
-from xencolo.store import Store
+from xencolo.requests import Request
+from xencolo.store import Session, Store
+from xencolo.wire import Packet
 from xencolod import devices, domains
 from xencolod.asks import demand, read
 from xencolod.config import Config, load
@@ -24,6 +26,24 @@ from xencolod.log import configure
 from xencolod.reconciler import Reconciler
 from xencolod.supervisor import Settings
 from xencolod.xenstore import Client, open_client
+
+
+class Changing(Store):
+    """A store in which all of a change is made right after a certain request."""
+
+    after: Request | None = None
+    change: tuple[Request, ...] = ()
+
+    def handle(self, session: Session, packet: Packet) -> list[tuple[Session, Packet]]:
+        told = super().handle(session, packet)
+        if self.after == Request(packet.op, packet.payload):
+            self.after = None
+            own = self.connect()
+            for request in self.change:
+                *events, _ = super().handle(own, Packet(request.op, 0, 0, request.payload))
+                told += events
+            self.disconnect(own)
+        return told
 
 
 class Watched:

@@ -4,33 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.reconciler_rig import config_in, reconciling
+from tests.daemon.reconciler_rig import Changing, config_in, reconciling
 from xencolo import requests
 from xencolo.paths import DevicePaths, mark_path
 from xencolo.requests import Request
-from xencolo.store import Session, Store
-from xencolo.wire import Packet
 from xencolod import devices
 from xencolod.asks import demand
 
 FIVE = ("/local/domain/5", "/libxl/5", "/local/domain/0/backend/qdisk/5")
-
-
-class Emptied(Store):
-    """A store that loses a domain, and the daemon's mark with it, right after a certain request."""
-
-    after: Request | None = None
-
-    def handle(self, session: Session, packet: Packet) -> list[tuple[Session, Packet]]:
-        told = super().handle(session, packet)
-        if self.after == Request(packet.op, packet.payload):
-            self.after = None
-            own = self.connect()
-            for request in map(requests.rm, (*FIVE, mark_path(0))):
-                *events, _ = super().handle(own, Packet(request.op, 0, 0, request.payload))
-                told += events
-            self.disconnect(own)
-        return told
 
 
 @pytest.mark.parametrize(
@@ -46,7 +27,8 @@ class Emptied(Store):
 async def test_a_domain_that_is_lost_in_the_middle_of_a_look_is_kept(
     after: Request, tmp_path: Path
 ) -> None:
-    store = Emptied()
+    store = Changing()
+    store.change = tuple(map(requests.rm, (*FIVE, mark_path(0))))
     async with reconciling(tmp_path, store, config_in(tmp_path)) as watched:
         await watched.until(lambda: len(watched.events("device.found")) == 2)
         store.after = after

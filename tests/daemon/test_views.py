@@ -6,38 +6,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.daemon.reconciler_rig import config_in, reconciling
+from tests.daemon.reconciler_rig import Changing, config_in, reconciling
 from tests.rigs.disks import COLO
 from xencolo import requests
 from xencolo.disk import Role
 from xencolo.nodes import add_requests
 from xencolo.paths import DevicePaths
 from xencolo.requests import Request
-from xencolo.store import Session, Store
-from xencolo.wire import Packet
 from xencolod import domains
 from xencolod.asks import demand
 
 ROLE = "/libxl/7/colo/role"
 NOTHING = "/libxl/7/type"
-
-
-class Changing(Store):
-    """A store in which all of a change is made right after a certain request."""
-
-    after: Request | None = None
-    change: tuple[Request, ...] = ()
-
-    def handle(self, session: Session, packet: Packet) -> list[tuple[Session, Packet]]:
-        told = super().handle(session, packet)
-        if self.after == Request(packet.op, packet.payload):
-            self.after = None
-            own = self.connect()
-            for request in self.change:
-                *events, _ = super().handle(own, Packet(request.op, 0, 0, request.payload))
-                told += events
-            self.disconnect(own)
-        return told
 
 
 @pytest.mark.parametrize(
